@@ -1,0 +1,113 @@
+"""Writing cryptfs.json so that at every instant a whole one is on the disk.
+
+The order of a change: lock; write the new text under a temporary name; sync;
+read it back and prove that it opens; keep the old text as `.previous`; rename.
+The rename is the one commit point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cryptfs.errors import VaultInUse
+from cryptfs.vault.document import MAX_SIZE
+
+NAME = "cryptfs.json"
+PREVIOUS = "cryptfs.json.previous"
+LOCK = "cryptfs.lock"
+_TEMPORARY = "@tmp-config-"
+
+
+@contextlib.contextmanager
+def locked(vault: Path) -> Iterator[None]:
+    """Alone in changing the configuration; VaultInUse if somebody else is at it.
+
+    The lock file stays: to remove it would let two processes lock two different files.
+    """
+    descriptor = os.open(vault / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # Locked once by root, it must not lock out the vault's owner for ever.
+        owner = vault.stat()
+        with contextlib.suppress(PermissionError):
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VaultInUse(
+                "Somebody else is changing the keys of this vault: try again when they have finished."
+            ) from None
+        for leftover in vault.glob(_TEMPORARY + "*"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read(file: Path) -> bytes:
+    """The file's bytes, one more than allowed at most."""
+    with file.open("rb") as stream:
+        return stream.read(MAX_SIZE + 1)
+
+
+def replace(
+    vault: Path, text: bytes, prove: Callable[[bytes], None], *, mode: int = 0o600, revokes: bool = False
+) -> None:
+    """Make `text` the configuration.
+
+    `prove` gets what was read back from the disk and raises if it is no good; then nothing has
+    changed. If the change revokes something, the old text is not kept: it would
+    still open with what was revoked, so `.previous` becomes a copy of the new one.
+    An existing file's mode and owner are kept, else `mode` applies. Call it with the lock held.
+    """
+    current = vault / NAME
+    if current.exists():
+        mode = current.stat().st_mode & 0o7777
+    temporary = _write_temporary(vault, text, mode, like=current)
+    try:
+        prove(read(temporary))
+        if revokes:
+            (vault / PREVIOUS).unlink(missing_ok=True)
+        elif current.exists():
+            _write_temporary(vault, read(current), mode, like=current).rename(vault / PREVIOUS)
+        sync_folder(vault)
+        temporary.rename(current)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(vault)
+    if revokes:
+        _write_temporary(vault, text, mode, like=current).rename(vault / PREVIOUS)
+        sync_folder(vault)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_temporary(vault: Path, text: bytes, mode: int, like: Path) -> Path:
+    path = vault / (_TEMPORARY + secrets.token_hex(8))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            # An administrator's change must not take the file away from the service that reads it.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                status = like.stat()
+                os.fchown(stream.fileno(), status.st_uid, status.st_gid)
+            os.fchmod(stream.fileno(), mode)
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
