@@ -202,10 +202,8 @@ class Vaults:
         self._environment = os.environ | {"XDG_STATE_HOME": str(workspace / "state")}
 
     def _run(self, *arguments: str) -> int:
-        argv = [CRYPTFS, *arguments]
-        return subprocess.run(
-            argv, cwd=self._workspace, env=self._environment, stdin=subprocess.DEVNULL
-        ).returncode
+        argv = [str(CRYPTFS), *arguments]
+        return subprocess.call(argv, cwd=self._workspace, env=self._environment, stdin=subprocess.DEVNULL)
 
     def command(self, *arguments: str) -> None:
         """Shows and runs one command; paths are relative to the workspace."""
