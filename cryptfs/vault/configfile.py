@@ -29,7 +29,7 @@ def locked(vault: Path) -> Iterator[None]:
 
     The lock file stays: to remove it would let two processes lock two different files.
     """
-    descriptor = os.open(vault / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(vault / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         # Locked once by root, it must not lock out the vault's owner for ever.
         owner = vault.stat()

@@ -1,0 +1,363 @@
+"""Where secrets come from: the terminal, a file or a file descriptor; never argv or the environment.
+
+`secret_options` gives a command the options to unlock a vault, `new_secret_options`
+those to choose the secret of a new slot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from cryptfs.cli import terminal
+from cryptfs.errors import UsageError, WrongSecret
+
+if TYPE_CHECKING:
+    from cryptfs.keyslots import KeyFile, Passphrase, RecoveryKey, Secret
+    from cryptfs.vault.config import Config, Unlocked
+
+R = TypeVar("R")
+
+ATTEMPTS = 3
+_MAX_FILE = (1 << 20) + 1
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_NEW_FILE = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class SecretSource:
+    """How a person chose to unlock a vault. Without any choice, they are asked for the passphrase."""
+
+    passphrase_file: Path | None = None
+    passphrase_fd: int | None = None
+    recovery_key: bool = False
+    recovery_key_file: Path | None = None
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        at_most_one(
+            {
+                "--passphrase-file": self.passphrase_file is not None,
+                "--passphrase-fd": self.passphrase_fd is not None,
+                "--recovery-key": self.recovery_key,
+                "--recovery-key-file": self.recovery_key_file is not None,
+                "--key-file": self.key_file is not None,
+            }
+        )
+
+    @property
+    def asks(self) -> bool:
+        """Whether a person will be asked to type."""
+        return not (
+            self.passphrase_file or self.passphrase_fd is not None or self.recovery_key_file or self.key_file
+        )
+
+    def secret(self, vault: Path) -> Secret:
+        """Read or ask for the secret; UsageError if it is not one, or nobody can be asked."""
+        if self.passphrase_file:
+            return read_passphrase_file(self.passphrase_file)
+        if self.passphrase_fd is not None:
+            return read_passphrase_fd(self.passphrase_fd)
+        if self.recovery_key_file:
+            return read_recovery_key_file(self.recovery_key_file)
+        if self.key_file:
+            return read_key_file(self.key_file)
+        if self.recovery_key:
+            _need_terminal("--recovery-key-file")
+            from cryptfs.keyslots import RecoveryKey
+
+            return RecoveryKey.parse(terminal.ask_secret(f"Recovery key of {vault}: "))
+        _need_terminal("--passphrase-file, --passphrase-fd or --key-file")
+        from cryptfs.keyslots import Passphrase
+
+        return Passphrase(terminal.ask_secret(f"Passphrase of {vault}: "))
+
+    def unlock(self, config: Config) -> Unlocked:
+        """Unlock a loaded configuration; a person may mistype twice."""
+        from cryptfs.vault.config import unlock
+
+        for _ in range(ATTEMPTS - 1 if self.asks else 0):
+            try:
+                return unlock(config, self.secret(config.path))
+            except (WrongSecret, UsageError) as error:
+                # Only what was mistyped can be typed again.
+                if not terminal.available() or not _has_slot(config, self):
+                    raise
+                click.echo(f"{error} Try again.", err=True)
+        return unlock(config, self.secret(config.path))
+
+
+def secret_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Options that say how to unlock; the command gets them as `source`."""
+
+    @click.option(
+        "--passphrase-file", type=_FILE, help="Read the passphrase from FILE (one line).", metavar="FILE"
+    )
+    @click.option(
+        "--passphrase-fd", type=click.IntRange(min=0), help="Read the passphrase from descriptor N."
+    )
+    @click.option("--recovery-key", is_flag=True, help="Ask for the recovery key instead of the passphrase.")
+    @click.option("--recovery-key-file", type=_FILE, help="Read the recovery key from FILE.", metavar="FILE")
+    @click.option("--key-file", type=_FILE, help="Unlock with this key file.", metavar="FILE")
+    @functools.wraps(command)
+    def wrapper(
+        *args: object,
+        passphrase_file: Path | None,
+        passphrase_fd: int | None,
+        recovery_key: bool,
+        recovery_key_file: Path | None,
+        key_file: Path | None,
+        **kwargs: object,
+    ) -> R:
+        kwargs["source"] = SecretSource(
+            passphrase_file, passphrase_fd, recovery_key, recovery_key_file, key_file
+        )
+        return command(*args, **kwargs)
+
+    return wrapper
+
+
+_FITTING = {
+    "passphrase": ("passphrase_file", "passphrase_fd"),
+    "recovery": ("recovery_key_file",),
+    "keyfile": ("key_file",),
+}
+
+
+@dataclass(frozen=True)
+class NewSecretSource:
+    """How a person chose the secret of a new slot."""
+
+    passphrase_file: Path | None = None
+    passphrase_fd: int | None = None
+    recovery_key_file: Path | None = None
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        at_most_one(
+            {
+                "--new-passphrase-file": self.passphrase_file is not None,
+                "--new-passphrase-fd": self.passphrase_fd is not None,
+            }
+        )
+
+    def secret(self, kind: str) -> Secret:
+        """The new secret for a slot of this type; a recovery key is made, and shown or written to a file."""
+        for type_, names in _FITTING.items():
+            for name in names:
+                if type_ != kind and getattr(self, name) is not None:
+                    raise UsageError(f"--new-{name.replace('_', '-')} does not fit a slot of type {kind}.")
+        if kind == "passphrase":
+            return new_passphrase(self.passphrase_file, self.passphrase_fd)
+        if kind == "keyfile":
+            if self.key_file is None:
+                raise UsageError(
+                    "Name the key file: --new-key-file FILE (make one: head -c 64 /dev/urandom)."
+                )
+            return read_key_file(self.key_file)
+        return new_recovery_key(self.recovery_key_file)
+
+    @contextlib.contextmanager
+    def chosen(self, kind: str) -> Iterator[Secret]:
+        """`secret`, while the slot is being made: if that fails, no file with a useless key stays."""
+        secret = self.secret(kind)
+        try:
+            yield secret
+        except BaseException:
+            if self.recovery_key_file is not None:
+                self.recovery_key_file.unlink(missing_ok=True)
+            raise
+
+
+def new_secret_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Options that choose the secret of a new slot; the command gets them as `new`."""
+
+    @click.option(
+        "--new-passphrase-file", type=_FILE, help="Read the new passphrase from FILE.", metavar="FILE"
+    )
+    @click.option("--new-passphrase-fd", type=click.IntRange(min=0), help="Read it from descriptor N.")
+    @click.option(
+        "--new-recovery-key-file",
+        type=_NEW_FILE,
+        help="Write the new recovery key to FILE instead of showing it.",
+        metavar="FILE",
+    )
+    @click.option("--new-key-file", type=_FILE, help="The new key file, which must exist.", metavar="FILE")
+    @functools.wraps(command)
+    def wrapper(
+        *args: object,
+        new_passphrase_file: Path | None,
+        new_passphrase_fd: int | None,
+        new_recovery_key_file: Path | None,
+        new_key_file: Path | None,
+        **kwargs: object,
+    ) -> R:
+        kwargs["new"] = NewSecretSource(
+            new_passphrase_file, new_passphrase_fd, new_recovery_key_file, new_key_file
+        )
+        return command(*args, **kwargs)
+
+    return wrapper
+
+
+def new_passphrase(file: Path | None, descriptor: int | None) -> Passphrase:
+    """A passphrase for a new slot; typed twice if a person is asked."""
+    from cryptfs.keyslots import Passphrase
+
+    if file is not None:
+        return read_passphrase_file(file)
+    if descriptor is not None:
+        return read_passphrase_fd(descriptor)
+    _need_terminal("a passphrase file or descriptor")
+    text = terminal.ask_secret("New passphrase: ")
+    passphrase = Passphrase(text)
+    hint = strength_hint(text)
+    if hint:
+        terminal.say(hint)
+    if terminal.ask_secret("The same again: ") != text:
+        raise UsageError("The two passphrases differ: nothing was changed.")
+    return passphrase
+
+
+def new_recovery_key(file: Path | None) -> RecoveryKey:
+    """A random recovery key, written to a new file of mode 0600 or shown once on the terminal."""
+    from cryptfs.keyslots import RecoveryKey
+
+    key = RecoveryKey.new()
+    if file is not None:
+        write_new_secret(file, key.text)
+    else:
+        _need_terminal("a file for the recovery key")
+        show_recovery_key(key)
+    return key
+
+
+def show_recovery_key(key: RecoveryKey) -> None:
+    """Show it once, and let the person type one group of it back."""
+    groups = key.text.split("-")
+    lines = ["  ".join(f"{i + 1}: {groups[i]}" for i in range(row, row + 3)) for row in (0, 3, 6)]
+    terminal.say(
+        "\nRecovery key. It opens the vault when the passphrase is lost, and is shown only now.\n"
+        "Write all nine groups on paper and keep it away from this computer:\n\n    "
+        + "\n    ".join(lines)
+        + "\n"
+    )
+    number = os.urandom(1)[0] % len(groups)
+    for _ in range(ATTEMPTS):
+        typed = terminal.ask(f"To be sure, type group {number + 1} from your paper: ")
+        if typed.upper().translate(str.maketrans("ILO", "110")) == groups[number]:
+            return
+        terminal.say("That is not what is shown above.")
+    raise UsageError("The recovery key was not confirmed: nothing was changed.")
+
+
+def read_passphrase_file(file: Path) -> Passphrase:
+    """The one line of a file."""
+    with file.open("rb") as stream:
+        warn_if_readable(stream.fileno(), file)
+        return _one_line(stream.read(_MAX_FILE), f"{file}")
+
+
+def read_passphrase_fd(descriptor: int) -> Passphrase:
+    """The one line that comes from an open file descriptor, which is closed."""
+    try:
+        with os.fdopen(descriptor, "rb") as stream:
+            return _one_line(stream.read(_MAX_FILE), f"file descriptor {descriptor}")
+    except OSError as error:
+        raise UsageError(f"File descriptor {descriptor} cannot be read: {error.strerror}.") from None
+
+
+def read_recovery_key_file(file: Path) -> RecoveryKey:
+    """The recovery key that is the text of a file."""
+    from cryptfs.keyslots import RecoveryKey
+
+    with file.open("rb") as stream:
+        warn_if_readable(stream.fileno(), file)
+        return RecoveryKey.parse(stream.read(4096).decode("utf-8", "replace"))
+
+
+def read_key_file(file: Path) -> KeyFile:
+    """The key file; not larger than 1 MiB."""
+    from cryptfs.keyslots import KeyFile
+
+    with file.open("rb") as stream:
+        warn_if_readable(stream.fileno(), file)
+        return KeyFile(stream.read(_MAX_FILE))
+
+
+def write_new_secret(file: Path, text: str) -> None:
+    """Write a line to a file that must not exist yet, for its owner only, durably."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(f"{file} exists already: name a file that does not.") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def warn_if_readable(descriptor: int, file: Path) -> None:
+    """Say so if every user of this machine can read the secret."""
+    if os.fstat(descriptor).st_mode & stat.S_IROTH:
+        click.echo(f"cryptfs: warning: every user of this machine can read {file}: chmod 600 it.", err=True)
+
+
+def strength_hint(text: str) -> str:
+    """What to think of a passphrase, or nothing if it is long enough.
+
+    Only length and variety are judged: a well-known sentence is weaker than it looks.
+    """
+    steps = {(ord(b) - ord(a)) for a, b in itertools.pairwise(text)}
+    if len(text) < 10 or len(set(text)) < 6 or len(steps) < 5:
+        return "Weak: whoever gets a copy of the vault could guess it. Six random words are strong."
+    if len(text) < 16:
+        return "Fair. Longer is better: six random words are strong."
+    return ""
+
+
+def _one_line(content: bytes, where: str) -> Passphrase:
+    from cryptfs.keyslots import Passphrase
+
+    line = content.removesuffix(b"\r\n") if content.endswith(b"\r\n") else content.removesuffix(b"\n")
+    if b"\n" in line:
+        raise UsageError(f"The passphrase in {where} has more than one line.")
+    try:
+        return Passphrase(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise UsageError(f"The passphrase in {where} is not UTF-8 text.") from None
+
+
+def _has_slot(config: Config, source: SecretSource) -> bool:
+    kind = "recovery" if source.recovery_key else "passphrase"
+    return any(slot.type == kind for slot in config.slots)
+
+
+def _need_terminal(instead: str) -> None:
+    if not terminal.available():
+        raise UsageError(f"There is no terminal to ask on: use {instead}.")
+
+
+def at_most_one(given: dict[str, bool]) -> None:
+    """UsageError if two of these options were given."""
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise UsageError(f"{names[0]} and {names[1]} exclude each other.")
