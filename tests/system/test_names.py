@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import random
@@ -12,18 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.fs.model import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+
 from .mounts import CryptfsMount, Mount
 
 pytestmark = pytest.mark.system
-
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def renameat2(old: Path, new: Path, flags: int) -> None:
-    at_fdcwd = -100
-    if _libc.renameat2(at_fdcwd, os.fsencode(old), at_fdcwd, os.fsencode(new), flags) != 0:
-        raise OSError(ctypes.get_errno(), "renameat2", str(old), None, str(new))
 
 
 def errno_of(function, *arguments: object) -> int:  # type: ignore[no-untyped-def]

@@ -1,0 +1,481 @@
+"""A state machine that does the same random operations on two trees and compares all it can see.
+
+One tree is always a plain directory, which is the model. What the other is, a subclass says: a
+`FileSystem` in this process or a real mount. Files are named by their path below the root of the
+tree, open files by small numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+# Times that a test sets lie before this one, times that the clock sets after it.
+SET_BEFORE_NS = 1_577_836_800 * 10**9  # 2020-01-01
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def renameat2(old: str | Path, new: str | Path, flags: int) -> None:
+    """rename(2) with flags, which Python does not offer."""
+    at_fdcwd = -100
+    if _libc.renameat2(at_fdcwd, os.fsencode(old), at_fdcwd, os.fsencode(new), flags) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2", str(old), None, str(new))
+
+
+class Stat(NamedTuple):
+    """What two trees must agree on; size and times are None where they may differ."""
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int | None
+    mtime_ns: int | None
+
+    @classmethod
+    def make(cls, mode: int, nlink: int, uid: int, gid: int, size: int, mtime_ns: int) -> Stat:
+        kept_size = None if stat.S_ISDIR(mode) else size
+        return cls(mode, nlink, uid, gid, kept_size, mtime_ns if mtime_ns < SET_BEFORE_NS else None)
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stat:
+        return cls.make(
+            status.st_mode,
+            status.st_nlink,
+            status.st_uid,
+            status.st_gid,
+            status.st_size,
+            status.st_mtime_ns,
+        )
+
+
+class Tree(Protocol):
+    """What the machine does to a tree; every method may raise OSError."""
+
+    def open(self, handle: int, path: str, flags: int, mode: int) -> None: ...
+    def close(self, handle: int) -> None: ...
+    def read(self, handle: int, offset: int, size: int) -> bytes: ...
+    def write(self, handle: int, offset: int, data: bytes) -> int: ...
+    def append(self, handle: int, data: bytes) -> int: ...
+    def ftruncate(self, handle: int, size: int) -> None: ...
+    def flush(self, handle: int) -> None: ...
+    def fsync(self, handle: int, datasync: bool) -> None: ...
+    def fstat(self, handle: int) -> Stat: ...
+    def stat(self, path: str) -> Stat: ...
+    def listdir(self, path: str) -> list[str]: ...
+    def truncate(self, path: str, size: int) -> None: ...
+    def chmod(self, path: str, mode: int) -> None: ...
+    def utime(self, path: str, atime_ns: int, mtime_ns: int) -> tuple[int, int]: ...
+    def mkdir(self, path: str, mode: int) -> None: ...
+    def mkfifo(self, path: str, mode: int) -> None: ...
+    def rmdir(self, path: str) -> None: ...
+    def unlink(self, path: str) -> None: ...
+    def rename(self, old: str, new: str, flags: int) -> None: ...
+    def link(self, old: str, new: str) -> None: ...
+    def symlink(self, target: str, path: str) -> None: ...
+    def readlink(self, path: str) -> str: ...
+    def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None: ...
+    def getxattr(self, path: str, name: str) -> bytes: ...
+    def listxattr(self, path: str) -> list[str]: ...
+    def removexattr(self, path: str, name: str) -> None: ...
+    def fsyncdir(self, path: str) -> None: ...
+    def reopen(self) -> None: ...
+    def destroy(self) -> None: ...
+
+
+class PlainTree:
+    """A tree by ordinary system calls; also what a mount is driven with."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._descriptors: dict[int, int] = {}
+
+    def _at(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else str(self.root)
+
+    def open(self, handle: int, path: str, flags: int, mode: int) -> None:
+        self._descriptors[handle] = os.open(self._at(path), flags | os.O_NOFOLLOW, mode)
+
+    def close(self, handle: int) -> None:
+        os.close(self._descriptors.pop(handle))
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptors[handle], size, offset)
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        return os.pwrite(self._descriptors[handle], data, offset)
+
+    def append(self, handle: int, data: bytes) -> int:
+        descriptor = self._descriptors[handle]
+        return os.pwrite(descriptor, data, os.fstat(descriptor).st_size)
+
+    def ftruncate(self, handle: int, size: int) -> None:
+        os.ftruncate(self._descriptors[handle], size)
+
+    def flush(self, handle: int) -> None:
+        os.close(os.dup(self._descriptors[handle]))
+
+    def fsync(self, handle: int, datasync: bool) -> None:
+        (os.fdatasync if datasync else os.fsync)(self._descriptors[handle])
+
+    def fstat(self, handle: int) -> Stat:
+        return Stat.of(os.fstat(self._descriptors[handle]))
+
+    def stat(self, path: str) -> Stat:
+        return Stat.of(os.lstat(self._at(path)))
+
+    def listdir(self, path: str) -> list[str]:
+        return sorted(os.listdir(self._at(path)))
+
+    def truncate(self, path: str, size: int) -> None:
+        os.truncate(self._at(path), size)
+
+    def chmod(self, path: str, mode: int) -> None:
+        Path(self._at(path)).chmod(mode)
+
+    def utime(self, path: str, atime_ns: int, mtime_ns: int) -> tuple[int, int]:
+        os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
+        status = os.lstat(self._at(path))
+        return status.st_atime_ns, status.st_mtime_ns
+
+    def mkdir(self, path: str, mode: int) -> None:
+        Path(self._at(path)).mkdir(mode)
+
+    def mkfifo(self, path: str, mode: int) -> None:
+        os.mkfifo(self._at(path), mode)
+
+    def rmdir(self, path: str) -> None:
+        Path(self._at(path)).rmdir()
+
+    def unlink(self, path: str) -> None:
+        Path(self._at(path)).unlink()
+
+    def rename(self, old: str, new: str, flags: int) -> None:
+        renameat2(self._at(old), self._at(new), flags)
+
+    def link(self, old: str, new: str) -> None:
+        os.link(self._at(old), self._at(new))
+
+    def symlink(self, target: str, path: str) -> None:
+        Path(self._at(path)).symlink_to(target)
+
+    def readlink(self, path: str) -> str:
+        return os.readlink(self._at(path))
+
+    def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
+        os.setxattr(self._at(path), name, value, flags)
+
+    def getxattr(self, path: str, name: str) -> bytes:
+        return os.getxattr(self._at(path), name)
+
+    def listxattr(self, path: str) -> list[str]:
+        return sorted(name for name in os.listxattr(self._at(path)) if name.startswith("user."))
+
+    def removexattr(self, path: str, name: str) -> None:
+        os.removexattr(self._at(path), name)
+
+    def fsyncdir(self, path: str) -> None:
+        descriptor = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def reopen(self) -> None:
+        assert not self._descriptors
+
+    def destroy(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        shutil.rmtree(self.root)
+
+
+_sizes = st.sampled_from([0, 1, 4096, 8192, 65536, 131072, 200_000])
+_nearby = st.integers(-2, 2)
+_offsets = st.builds(lambda size, more: max(0, size + more), _sizes, _nearby)
+_lengths = st.builds(lambda size, more: max(1, size + more), _sizes, _nearby)
+_handles = st.integers(0, 4)
+_new_names = st.sampled_from(["a", "b", "DOE^JANE.dcm", "index.dat", "é" * 127, "n" * 176, "n" * 255])
+_modes = st.sampled_from([0o600, 0o644, 0o000, 0o755, 0o1777, 0o2755, 0o4711])
+_xattr_names = st.sampled_from(["user.a", "user.é=%", "user." + "x" * 200])
+_targets = st.sampled_from(["nowhere", "nowhere/../b", "nowhere/é" * 300])
+_set_times = st.integers(-(10**18), SET_BEFORE_NS - 1)
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """Random operations on the model and on the subject; subclasses say what the subject is."""
+
+    xattrs = True
+
+    def make_subject(self) -> Tree:
+        raise NotImplementedError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._umask = os.umask(0)
+        self.model = PlainTree(Path(tempfile.mkdtemp(prefix="cryptfs-model-")))
+        self.open_handles: dict[int, int] = {}
+        self.subject: Tree = self.make_subject()
+
+    def both(self, operation: str, *arguments: object) -> object:
+        """Does one thing on both trees; they must give the same answer or the same errno."""
+        answers = []
+        for tree in (self.model, self.subject):
+            try:
+                answers.append((getattr(tree, operation)(*arguments), None))
+            except OSError as error:
+                answers.append((None, os.strerror(error.errno or 0)))
+        shown = [argument if not isinstance(argument, bytes) else len(argument) for argument in arguments]
+        assert answers[0] == answers[1], _difference(f"{operation}{tuple(shown)}", *answers)
+        return answers[0][0] if answers[0][1] is None else OSError
+
+    # -- choosing paths: mostly what is there, sometimes what is not
+
+    def _walk(self, path: str = "") -> Iterator[str]:
+        yield path
+        with os.scandir(f"{self.model.root}/{path}") as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                below = f"{path}/{entry.name}".strip("/")
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._walk(below)
+                else:
+                    yield below
+
+    def _existing(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(list(self._walk())), "path")
+
+    def _new(self, data: st.DataObject) -> str:
+        """A name in an existing directory (sometimes in a file, which must fail), often free."""
+        directory = data.draw(st.sampled_from([p for p in self._walk() if p.count("/") < 3]), "directory")
+        return f"{directory}/{data.draw(_new_names, 'name')}".strip("/")
+
+    def _any(self, data: st.DataObject) -> str:
+        return self._existing(data) if data.draw(st.integers(0, 3)) else self._new(data)
+
+    def _file(self, data: st.DataObject) -> str:
+        files = [p for p in self._walk() if stat.S_ISREG(os.lstat(f"{self.model.root}/{p}").st_mode)]
+        return data.draw(st.sampled_from(files), "file") if files else self._new(data)
+
+    # -- files
+
+    @rule(data=st.data(), handle=_handles, mode=_modes, flags=st.sampled_from([0, os.O_EXCL, os.O_TRUNC]))
+    def create(self, data: st.DataObject, handle: int, mode: int, flags: int) -> None:
+        self._open(handle, self._new(data), os.O_RDWR | os.O_CREAT | flags, mode)
+
+    @rule(
+        data=st.data(),
+        handle=_handles,
+        flags=st.sampled_from([os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC]),
+    )
+    def open(self, data: st.DataObject, handle: int, flags: int) -> None:
+        self._open(handle, self._file(data), flags, 0)
+
+    def _open(self, handle: int, path: str, flags: int, mode: int) -> None:
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(self.model.stat(path).mode):  # opening it would wait for a writer
+                return
+        if handle in self.open_handles:
+            self.close(handle)
+        if self.both("open", handle, path, flags, mode) is not OSError:
+            self.open_handles[handle] = flags
+
+    @rule(handle=_handles)
+    def close(self, handle: int) -> None:
+        if self.open_handles.pop(handle, None) is not None:
+            self.both("close", handle)
+
+    def _writable(self, handle: int) -> bool:
+        return bool(self.open_handles.get(handle, 0) & os.O_RDWR)
+
+    @rule(handle=_handles, offset=_offsets, length=_lengths, fill=st.integers(0, 255))
+    def write(self, handle: int, offset: int, length: int, fill: int) -> None:
+        if self._writable(handle):
+            self.both(
+                "write", handle, offset, random.Random(fill).randbytes(length) if fill else bytes(length)
+            )
+
+    @rule(handle=_handles, length=_lengths, fill=st.integers(0, 255))
+    def append(self, handle: int, length: int, fill: int) -> None:
+        if self._writable(handle) and self.model.fstat(handle).size < 1_000_000:  # type: ignore[operator]
+            self.both("append", handle, random.Random(fill).randbytes(length))
+
+    @rule(handle=_handles, offset=_offsets, count=st.integers(2, 12), step=st.sampled_from([24, 4096, 4120]))
+    def write_run(self, handle: int, offset: int, count: int, step: int) -> None:
+        """Many small writes one after the other, as every imaging server does."""
+        if self._writable(handle):
+            for number in range(count):
+                self.both("write", handle, offset + number * step, random.Random(number).randbytes(step))
+
+    @rule(handle=_handles, offset=_offsets, length=_lengths)
+    def read(self, handle: int, offset: int, length: int) -> None:
+        if handle in self.open_handles:
+            self.both("read", handle, offset, length)
+
+    @rule(handle=_handles, size=_offsets)
+    def ftruncate(self, handle: int, size: int) -> None:
+        if self._writable(handle):
+            self.both("ftruncate", handle, size)
+
+    @rule(data=st.data(), size=_offsets)
+    def truncate(self, data: st.DataObject, size: int) -> None:
+        path = self._file(data)
+        with contextlib.suppress(OSError):
+            if self.model.stat(path).size == size:  # whether that changes the mtime is up to the filesystem
+                return
+        self.both("truncate", path, size)
+
+    @rule(handle=_handles, how=st.sampled_from(["flush", "fsync", "fdatasync"]))
+    def sync(self, handle: int, how: str) -> None:
+        if handle in self.open_handles:
+            if how == "flush":
+                self.both("flush", handle)
+            else:
+                self.both("fsync", handle, how == "fdatasync")
+
+    # -- attributes
+
+    @rule(data=st.data(), mode=_modes)
+    def chmod(self, data: st.DataObject, mode: int) -> None:
+        self.both("chmod", self._any(data), mode)
+
+    @rule(data=st.data(), atime_ns=_set_times, mtime_ns=_set_times)
+    def utime(self, data: st.DataObject, atime_ns: int, mtime_ns: int) -> None:
+        self.both("utime", self._any(data), atime_ns, mtime_ns)
+
+    @precondition(lambda self: self.xattrs)
+    @rule(
+        data=st.data(), name=_xattr_names, value=st.binary(max_size=100), flags=st.sampled_from([0, 0, 1, 2])
+    )
+    def setxattr(self, data: st.DataObject, name: str, value: bytes, flags: int) -> None:
+        self.both("setxattr", self._any(data), name, value, flags)
+
+    @precondition(lambda self: self.xattrs)
+    @rule(data=st.data(), name=_xattr_names, operation=st.sampled_from(["getxattr", "removexattr"]))
+    def look_at_xattr(self, data: st.DataObject, name: str, operation: str) -> None:
+        self.both(operation, self._any(data), name)
+
+    # -- names
+
+    @rule(data=st.data(), mode=_modes)
+    def mkdir(self, data: st.DataObject, mode: int) -> None:
+        self.both("mkdir", self._new(data), mode)
+
+    @rule(data=st.data(), mode=_modes)
+    def mkfifo(self, data: st.DataObject, mode: int) -> None:
+        self.both("mkfifo", self._new(data), mode)
+
+    @rule(data=st.data(), text=_targets)
+    def symlink(self, data: st.DataObject, text: str) -> None:
+        path = self._new(data)
+        if self.both("symlink", text, path) is not OSError:
+            self.both("readlink", path)
+
+    @rule(data=st.data())
+    def link(self, data: st.DataObject) -> None:
+        self.both("link", self._any(data), self._new(data))
+
+    @rule(data=st.data(), flags=st.sampled_from([0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE]))
+    def rename(self, data: st.DataObject, flags: int) -> None:
+        old, new = self._any(data), self._any(data)
+        if old and new:
+            self.both("rename", old, new, flags)
+
+    @rule(data=st.data())
+    def unlink(self, data: st.DataObject) -> None:
+        if path := self._any(data):
+            self.both("unlink", path)
+
+    @rule(data=st.data())
+    def rmdir(self, data: st.DataObject) -> None:
+        if path := self._any(data):
+            self.both("rmdir", path)
+
+    @rule(data=st.data())
+    def fsyncdir(self, data: st.DataObject) -> None:
+        path = self._existing(data)
+        with contextlib.suppress(OSError):
+            if stat.S_ISDIR(self.model.stat(path).mode):
+                self.both("fsyncdir", path)
+
+    # -- comparing
+
+    @invariant()
+    def same_open_files(self) -> None:
+        for handle in self.open_handles:
+            self.both("fstat", handle)
+
+    @rule()
+    def compare_everything(self) -> None:
+        for path in list(self._walk()):
+            status = self.both("stat", path)
+            assert isinstance(status, Stat)
+            if stat.S_ISDIR(status.mode):
+                self.both("listdir", path)
+            elif stat.S_ISLNK(status.mode):
+                self.both("readlink", path)
+            elif stat.S_ISREG(status.mode):
+                self.both("open", -1, path, os.O_RDONLY, 0)
+                self.both("read", -1, 0, 2_000_000)
+                self.both("close", -1)
+            if self.xattrs and not stat.S_ISLNK(status.mode):
+                for name in self.both("listxattr", path):  # type: ignore[attr-defined]
+                    self.both("getxattr", path, name)
+
+    @rule()
+    def reopen(self) -> None:
+        """Nothing may live in memory alone."""
+        for handle in list(self.open_handles):
+            self.close(handle)
+        self.model.reopen()
+        self.subject.reopen()
+        self.compare_everything()
+
+    def teardown(self) -> None:
+        try:
+            self.compare_everything()
+            self.reopen()
+        finally:
+            os.umask(self._umask)
+            try:
+                self.subject.destroy()
+            finally:
+                self.model.destroy()
+
+
+def _difference(what: str, expected: object, actual: object) -> str:
+    """Both answers, shortened to where they part."""
+    left, right = repr(expected), repr(actual)
+    if len(left) + len(right) > 1000:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
+            min(len(left), len(right)),
+        )
+        left, right = (
+            f"…{text[max(0, at - 40) : at + 200]}… ({len(text)} characters)" for text in (left, right)
+        )
+    return f"{what}\n  plain directory: {left}\n  cryptfs:         {right}"
+
+
+def machine_settings(examples: int, steps: int) -> settings:
+    """Settings of a run; CRYPTFS_TEST_EXAMPLES replaces the number of examples for a long one."""
+    return settings(
+        max_examples=int(os.environ.get("CRYPTFS_TEST_EXAMPLES", examples)),
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
