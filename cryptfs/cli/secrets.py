@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 ATTEMPTS = 3
+_STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _MAX_FILE = (1 << 20) + 1
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _NEW_FILE = click.Path(path_type=Path)
@@ -169,13 +171,21 @@ class NewSecretSource:
     @contextlib.contextmanager
     def chosen(self, kind: str) -> Iterator[Secret]:
         """`secret`, while the slot is being made: if that fails, no file with a useless key stays."""
+        from cryptfs.vault.configfile import NotDurable
+
         secret = self.secret(kind)
         try:
+            # A Ctrl-C after the commit must not make us throw away a key that is in use.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
             yield secret
+        except NotDurable:
+            raise
         except BaseException:
             if self.recovery_key_file is not None:
                 self.recovery_key_file.unlink(missing_ok=True)
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def new_secret_options(command: Callable[..., R]) -> Callable[..., R]:

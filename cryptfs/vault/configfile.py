@@ -2,7 +2,7 @@
 
 The order of a change: lock; write the new text under a temporary name; sync;
 read it back and prove that it opens; keep the old text as `.previous`; rename.
-The rename is the one commit point.
+The rename is the one commit point: nothing that can fail comes after it but a sync.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cryptfs.errors import VaultInUse
+from cryptfs.errors import StorageError, VaultInUse
 from cryptfs.vault.document import MAX_SIZE
 
 NAME = "cryptfs.json"
 PREVIOUS = "cryptfs.json.previous"
 LOCK = "cryptfs.lock"
 _TEMPORARY = "@tmp-config-"
+
+
+class NotDurable(StorageError):
+    """The change was made, but a power cut could still undo it."""
 
 
 @contextlib.contextmanager
@@ -59,30 +63,41 @@ def replace(
 ) -> None:
     """Make `text` the configuration.
 
-    `prove` gets what was read back from the disk and raises if it is no good; then nothing has
-    changed. If the change revokes something, the old text is not kept: it would
-    still open with what was revoked, so `.previous` becomes a copy of the new one.
-    An existing file's mode and owner are kept, else `mode` applies. Call it with the lock held.
+    `prove` gets what was read back from the disk and raises if it is no good. After any
+    exception but NotDurable the configuration is the old one. If the change revokes something, the
+    old text is not kept: it would still open with what was revoked, so `.previous` becomes
+    a copy of the new one. An existing file's mode and owner are kept, else `mode` applies.
+    Call it with the lock held.
     """
-    current = vault / NAME
-    if current.exists():
+    current, previous = vault / NAME, vault / PREVIOUS
+    exists = current.exists()
+    if exists:
         mode = current.stat().st_mode & 0o7777
     temporary = _write_temporary(vault, text, mode, like=current)
     try:
         prove(read(temporary))
-        if revokes:
-            (vault / PREVIOUS).unlink(missing_ok=True)
-        elif current.exists():
-            _write_temporary(vault, read(current), mode, like=current).rename(vault / PREVIOUS)
+        if exists:
+            kept = text if revokes else read(current)
+            _rename(_write_temporary(vault, kept, mode, like=current), previous)
         sync_folder(vault)
         temporary.rename(current)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(vault)
-    if revokes:
-        _write_temporary(vault, text, mode, like=current).rename(vault / PREVIOUS)
+    try:
         sync_folder(vault)
+    except OSError:
+        raise NotDurable(
+            f"{current} was changed, but the disk did not confirm it: keep the old secret and the new one."
+        ) from None
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    try:
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
