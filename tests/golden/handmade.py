@@ -212,4 +212,4 @@ class HandmadeVault:
         folder = self.path / "xattr" / thing.id.hex()[:2]
         folder.mkdir()
         sealed = xaes_seal(key, nonce, data, b"cryptfs v1 xattr" + thing.id)
-        (folder / thing.id.hex()[2:]).write_bytes(nonce + sealed)
+        (folder / thing.id.hex()).write_bytes(nonce + sealed)

@@ -616,7 +616,7 @@ class Extractor:
     def xattrs(self, header: Header) -> dict[bytes, bytes]:
         """Section 11: names and values."""
         digits = header.object_id.hex()
-        sealed = (self.root / "xattr" / digits[:2] / digits[2:]).read_bytes()
+        sealed = (self.root / "xattr" / digits[:2] / digits).read_bytes()
         key = expand(header.key, "cryptfs v1 xattr", 32)
         data = parse_json(xaes_open(key, sealed[:24], sealed[24:], b"cryptfs v1 xattr" + header.object_id))
         data = fields(data, dict.fromkeys(data, str))

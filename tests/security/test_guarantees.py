@@ -1,0 +1,111 @@
+"""Every guarantee of docs/security.md has tests that try to break it, and they exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parent.parent / "docs" / "security.md"
+
+CONFIDENTIALITY = "test_confidentiality.py::test_"
+CONFIGURATION = "test_configuration.py::test_"
+INTEGRITY = "test_integrity.py::test_"
+
+GUARANTEES: dict[str, list[str]] = {
+    "G1": [
+        CONFIDENTIALITY + "no_plaintext_anywhere_in_the_vault",
+        CONFIDENTIALITY + "the_search_for_plaintext_finds_it_where_it_is",
+        CONFIDENTIALITY + "only_the_owner_may_read_the_ciphertext",
+    ],
+    "G2": [
+        CONFIGURATION + "a_wrong_secret_opens_nothing",
+        CONFIGURATION + "argon2_outside_its_bounds_is_refused_before_it_is_run",
+        CONFIGURATION + "cheaper_argon2_within_its_bounds_does_not_open",
+    ],
+    "G3": [
+        CONFIDENTIALITY + "equal_plaintexts_have_different_ciphertexts",
+        CONFIDENTIALITY + "no_nonce_comes_twice_under_a_key",
+    ],
+    "G4": [
+        CONFIGURATION + "a_removed_slot_opens_nothing_even_with_an_old_copy",
+        CONFIGURATION + "a_changed_passphrase_ends_the_old_one",
+    ],
+    "G5": [
+        INTEGRITY + "a_flipped_bit_anywhere_in_a_chunk",
+        INTEGRITY + "chunks_of_another_file_do_not_fit",
+    ],
+    "G6": [
+        INTEGRITY + "cut_extended_swapped_repeated_or_zeroed",
+        INTEGRITY + "a_cut_that_leaves_a_whole_last_chunk_is_no_shorter_file",
+        INTEGRITY + "an_empty_file_cannot_be_made_of_another",
+    ],
+    "G7": [
+        INTEGRITY + "every_byte_of_a_header_is_authentic",
+        INTEGRITY + "a_header_does_not_fit_another_files_content",
+        INTEGRITY + "a_torn_header_leaves_the_one_before_it",
+    ],
+    "G8": [
+        INTEGRITY + "a_name_does_not_move_to_another_directory",
+        INTEGRITY + "made_up_and_second_spellings_of_names_are_not_shown",
+        INTEGRITY + "directory_headers_cannot_be_exchanged",
+    ],
+    "G9": [
+        INTEGRITY + "nothing_of_another_vault_fits",
+        INTEGRITY + "the_session_state_of_another_vault_is_refused",
+        CONFIGURATION + "a_slot_does_not_open_in_another_vault_with_the_same_passphrase",
+    ],
+    "G10": [
+        CONFIGURATION + "no_field_of_the_configuration_can_be_changed",
+        CONFIGURATION + "slots_cannot_be_added_removed_reordered_or_replayed",
+    ],
+    "G11": [
+        INTEGRITY + "damage_stays_in_its_chunk",
+        INTEGRITY + "a_lost_directory_header_loses_no_name",
+    ],
+    "G12": [
+        INTEGRITY + "a_changed_or_cut_journal_gives_the_old_or_the_new",
+        INTEGRITY + "the_journal_of_another_vault_is_not_applied",
+        INTEGRITY + "a_journal_is_not_applied_to_another_object",
+        INTEGRITY + "the_journal_brings_back_what_was_synced",
+    ],
+    "G13": [
+        CONFIGURATION + "no_secret_in_messages_tracebacks_or_repr",
+        CONFIDENTIALITY + "logs_of_use_and_damage_hold_no_names_content_or_keys",
+    ],
+    "G14": [
+        CONFIDENTIALITY + "the_independent_reader_decrypts_all_of_it",
+        CONFIDENTIALITY + "the_independent_reader_sees_what_a_running_mount_synced",
+    ],
+}
+
+
+def promised() -> list[str]:
+    return re.findall(r"^\*\*(G\d+)\.", DOCUMENT.read_text(), re.MULTILINE)
+
+
+def test_the_guarantees_are_numbered_without_gaps() -> None:
+    assert promised() == [f"G{number}" for number in range(1, len(promised()) + 1)]
+
+
+def test_every_guarantee_has_tests_and_every_entry_a_guarantee() -> None:
+    assert list(GUARANTEES) == promised()
+    assert all(GUARANTEES.values())
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_the_tests_exist_and_may_not_be_skipped(guarantee: str) -> None:
+    for node in GUARANTEES[guarantee]:
+        file, name = node.split("::")
+        functions = {
+            function.name: function
+            for function in ast.parse((HERE / file).read_text()).body
+            if isinstance(function, ast.FunctionDef)
+        }
+        assert name in functions, f"{guarantee} has no test {node}"
+        marks = " ".join(ast.unparse(mark) for mark in functions[name].decorator_list)
+        assert "skip" not in marks, f"{node} may be skipped"
+        assert "xfail" not in marks, f"{node} is expected to fail"
