@@ -150,9 +150,7 @@ def test_the_independent_reader_decrypts_all_of_it(archive: Archive, tmp_path: P
     assert reader.Extractor(archive.path, archive.keys()).xattrs(header) == {b"user.mark": MARK}
 
 
-def test_the_independent_reader_sees_what_a_running_mount_has_synced(
-    archive: Archive, tmp_path: Path
-) -> None:
+def test_the_independent_reader_sees_what_a_running_mount_synced(archive: Archive, tmp_path: Path) -> None:
     """A copy taken while mounted, journal and all, is what was made durable before."""
     with archive.mounted() as mount:
         mount.write("index.db", b"a" * 40_000)

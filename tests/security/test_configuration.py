@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cryptfs.crypto import aead, hpke, kdf
 from cryptfs.crypto.kdf import floor
@@ -230,11 +231,12 @@ def test_a_configuration_made_by_somebody_without_a_secret_is_refused(keys: Keys
     """The forger knows the public keys, draws a volume key and a keyring, and seals them."""
     document = parse(keys.file.read_bytes())
     volume_key, keyring = bytes(32), Keyring.new()
-    for slot in document.slots:
-        info = volume_info(document.vault_id, slot.id)
-        object.__setattr__(slot, "volume", hpke.seal(slot.public, volume_key, info))
-    object.__setattr__(document, "keyring", keyring.seal(volume_key, document.vault_id))
-    object.__setattr__(document, "mac", compute_mac(document, volume_key))
-    keys.file.write_bytes(format_document(document))
+    slots = [
+        replace(slot, volume=hpke.seal(slot.public, volume_key, volume_info(document.vault_id, slot.id)))
+        for slot in document.slots
+    ]
+    forged = replace(document, slots=slots, keyring=keyring.seal(volume_key, document.vault_id))
+    forged = replace(forged, mac=compute_mac(forged, volume_key))
+    keys.file.write_bytes(format_document(forged))
     with pytest.raises(CryptfsError):
         keys.unlock()
