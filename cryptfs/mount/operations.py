@@ -1,0 +1,412 @@
+"""FUSE requests, answered from a filesystem.
+
+Each handler is an ordinary function, its *body*, run in one of two places:
+
+* in the event loop, when it takes microseconds: most requests;
+* in a worker thread, when it may wait for the disk (fsync) or is large enough for the work to outweigh
+  the way to the thread and back.
+
+The filesystem serializes what concerns one inode with a lock. So that the event loop never waits for a
+lock that a worker holds, an inode with a request in a worker is *busy*, and everything that concerns it
+goes to a worker, too, until it is not. The table of busy inodes belongs to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn
+
+import pyfuse3
+
+from cryptfs.fs.types import Attr, Owner
+from cryptfs.mount import acl
+from cryptfs.mount.attributes import Presentation, absent, statvfs
+from cryptfs.mount.backend import Buffer, Filesystem
+from cryptfs.mount.workers import Workers
+
+log = logging.getLogger(__name__)
+
+# From this size on a read or write is worth a worker thread.
+LARGE = 128 * 1024
+
+_ABSENT = absent()
+_DOTS = 2  # "." and ".." come before the filesystem's own directory offsets
+
+Body = Callable[..., Any]
+Handler = Callable[..., Awaitable[Any]]
+
+
+def inline(body: Body) -> Handler:
+    """A request about the inode that is its first argument, answered at once unless that is busy."""
+
+    async def handler(self: Operations, ino: int, *args: Any) -> Any:  # noqa: ANN401
+        self.requests += 1
+        try:
+            if ino in self.busy:
+                return await self.in_worker(ino, body, self, ino, *args)
+            return body(self, ino, *args)
+        except Exception as error:
+            self.refuse(error)
+
+    return handler
+
+
+def inline_file(body: Body) -> Handler:
+    """Like `inline`, for a request about an open file."""
+
+    async def handler(self: Operations, fh: int, *args: Any) -> Any:  # noqa: ANN401
+        self.requests += 1
+        try:
+            ino = self.files[fh]
+            if ino in self.busy:
+                return await self.in_worker(ino, body, self, fh, *args)
+            return body(self, fh, *args)
+        except Exception as error:
+            self.refuse(error)
+
+    return handler
+
+
+# Untyped, because `inline` makes the handlers out of bodies with positional arguments only.
+_Base: Any = pyfuse3.Operations
+
+
+class Operations(_Base):  # type: ignore[misc]
+    """The requests of one mount.
+
+    `files` and `directories` map open handles to inodes, `requests` counts all requests but forgets.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+
+    def __init__(
+        self,
+        fs: Filesystem,
+        workers: Workers,
+        *,
+        owner: Owner | None = None,
+        xattrs: bool = False,
+    ) -> None:
+        super().__init__()
+        self.fs = fs
+        self.files: dict[int, int] = {}
+        self.directories: dict[int, int] = {}
+        self.busy: dict[int, int] = {}
+        self.requests = 0
+        self.enable_acl = xattrs
+        self._xattrs = xattrs
+        self._workers = workers
+        self._show = Presentation(owner)
+        self._entry = self._show.entry
+        self._logged: set[tuple[str, int]] = set()
+
+    # --- where a request runs -------------------------------------------------------------------
+
+    async def in_worker(self, ino: int, call: Body, *args: Any) -> Any:  # noqa: ANN401
+        """`call(*args)` in a worker thread, with `ino` busy meanwhile."""
+        busy = self.busy
+        busy[ino] = busy.get(ino, 0) + 1
+        try:
+            return await self._workers.run(call, *args)
+        finally:
+            if busy[ino] == 1:
+                del busy[ino]
+            else:
+                busy[ino] -= 1
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """Turn any exception of a body into an answer; the mount survives whatever it is."""
+        if isinstance(error, OSError):
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+        if isinstance(error, pyfuse3.FUSEError):
+            raise error
+        self._log_once(error)
+        raise pyfuse3.FUSEError(errno.EIO) from None
+
+    def _log_once(self, error: Exception) -> None:
+        # The exception's text and the frames' source lines' values could tell names or data: only the
+        # places are logged.
+        frames = traceback.extract_tb(error.__traceback__)
+        last = frames[-1] if frames else None
+        place = (last.filename, last.lineno or 0) if last else ("", 0)
+        if place in self._logged:
+            return
+        self._logged.add(place)
+        where = " < ".join(f"{f.name} ({f.filename}:{f.lineno})" for f in reversed(frames))
+        log.error("a request failed with %s in %s; answered with EIO", type(error).__name__, where)
+
+    def stacktrace(self) -> None:
+        """pyfuse3's debugging aid, reachable by any user of the mount through setxattr: does nothing."""
+
+    # --- names ----------------------------------------------------------------------------------
+
+    @inline
+    def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        try:
+            return self._entry(self.fs.lookup(parent, name))
+        except FileNotFoundError:
+            return _ABSENT
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        forget = self.fs.forget
+        for ino, count in inode_list:
+            try:
+                forget(ino, count)
+            except Exception as error:
+                self._log_once(error)
+
+    @inline
+    def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        owner, inherited = self._new_owner(parent, ctx)
+        attr = self.fs.mkdir(parent, name, stat.S_IMODE(mode) | inherited, owner)
+        return self._entry(self._inherit_acl(parent, attr))
+
+    @inline
+    def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        attr = self.fs.mknod(parent, name, mode, rdev, self._new_owner(parent, ctx)[0])
+        return self._entry(self._inherit_acl(parent, attr))
+
+    @inline
+    def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(self.fs.symlink(parent, name, target, self._new_owner(parent, ctx)[0]))
+
+    @inline
+    def link(
+        self, ino: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(self.fs.link(ino, new_parent, new_name))
+
+    @inline
+    def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return self.fs.readlink(ino)
+
+    @inline
+    def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self.fs.unlink(parent, name)
+
+    @inline
+    def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self.fs.rmdir(parent, name)
+
+    @inline
+    def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        self.fs.rename(parent_old, name_old, parent_new, name_new, flags)
+
+    def _new_owner(self, parent: int, ctx: pyfuse3.RequestContext) -> tuple[Owner, int]:
+        """Whose a new object is, and the mode bit that a new directory takes from its parent."""
+        if self._show.owner is not None:
+            return self._show.owner, 0
+        directory = self.fs.getattr(parent)
+        if directory.mode & stat.S_ISGID:
+            return Owner(ctx.uid, directory.gid), stat.S_ISGID
+        return Owner(ctx.uid, ctx.gid), 0
+
+    # --- attributes -----------------------------------------------------------------------------
+
+    @inline
+    def getattr(self, ino: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(self.fs.getattr(ino))
+
+    @inline
+    def setattr(
+        self,
+        ino: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        changes = self._show.changes(attr, fields)
+        changed = self.fs.setattr(ino, changes, fh)
+        if self._xattrs and changes.mode is not None:
+            acl.follow_mode(self.fs, ino, changes.mode)
+        return self._entry(changed)
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        self.requests += 1
+        try:
+            return statvfs(self.fs.statfs())
+        except Exception as error:
+            self.refuse(error)
+
+    # --- files ----------------------------------------------------------------------------------
+
+    @inline
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        owner, _ = self._new_owner(parent, ctx)
+        fh, attr = self.fs.create(parent, name, stat.S_IMODE(mode), owner, _for_page_cache(flags))
+        self.files[fh] = attr.ino
+        return pyfuse3.FileInfo(fh), self._entry(self._inherit_acl(parent, attr))
+
+    @inline
+    def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        fh = self.fs.open(ino, _for_page_cache(flags))
+        self.files[fh] = ino
+        return pyfuse3.FileInfo(fh)
+
+    async def read(self, fh: int, off: int, size: int) -> Buffer:
+        self.requests += 1
+        try:
+            ino = self.files[fh]
+            if size < LARGE and ino not in self.busy:
+                return self.fs.read(fh, off, size)
+            data: Buffer = await self.in_worker(ino, self.fs.read, fh, off, size)
+            return data
+        except Exception as error:
+            self.refuse(error)
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        self.requests += 1
+        try:
+            ino = self.files[fh]
+            if len(buf) < LARGE and ino not in self.busy:
+                return self.fs.write(fh, off, buf)
+            written: int = await self.in_worker(ino, self.fs.write, fh, off, buf)
+            return written
+        except Exception as error:
+            self.refuse(error)
+
+    @inline_file
+    def flush(self, fh: int) -> None:
+        self.fs.flush(fh)
+
+    @inline_file
+    def release(self, fh: int) -> None:
+        del self.files[fh]
+        self.fs.release(fh)
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        self.requests += 1
+        try:
+            await self.in_worker(self.files[fh], self.fs.fsync, fh, datasync)
+        except Exception as error:
+            self.refuse(error)
+
+    # --- directories ----------------------------------------------------------------------------
+
+    @inline
+    def opendir(self, ino: int, ctx: pyfuse3.RequestContext) -> int:
+        dh = self.fs.opendir(ino)
+        self.directories[dh] = ino
+        return dh
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        self.requests += 1
+        try:
+            ino = self.directories[fh]
+            if ino in self.busy:
+                await self.in_worker(ino, self._readdir, ino, fh, start_id, token)
+            else:
+                self._readdir(ino, fh, start_id, token)
+        except Exception as error:
+            self.refuse(error)
+
+    def _readdir(self, ino: int, dh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+        reply = pyfuse3.readdir_reply
+        entry, remember = self._entry, self.fs.remember
+        while start < _DOTS:
+            # The kernel takes no reference on these two. It knows the parent by itself.
+            if not reply(token, b"." if start == 0 else b"..", entry(self.fs.getattr(ino)), start + 1):
+                return
+            start += 1
+        for name, attr, next_offset in self.fs.readdir(dh, start - _DOTS):
+            if not reply(token, name, entry(attr), next_offset + _DOTS):
+                return
+            remember(attr.ino)
+
+    async def releasedir(self, fh: int) -> None:
+        self.requests += 1
+        try:
+            del self.directories[fh]
+            self.fs.releasedir(fh)
+        except Exception as error:
+            self.refuse(error)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        self.requests += 1
+        try:
+            ino = self.directories[fh]
+            await self.in_worker(ino, self.fs.fsyncdir, ino)
+        except Exception as error:
+            self.refuse(error)
+
+    # --- extended attributes --------------------------------------------------------------------
+    # Without --xattrs the answer is ENOSYS, upon which the kernel never asks again. Else each write
+    # would ask for security.capability.
+
+    @inline
+    def getxattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        self._need_xattrs()
+        return self.fs.getxattr(ino, name)
+
+    @inline
+    def setxattr(self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._need_xattrs()
+        if name == acl.ACCESS:
+            acl.set_access(self.fs, ino, value)
+        else:
+            # pyfuse3 has already honoured XATTR_CREATE and XATTR_REPLACE.
+            self.fs.setxattr(ino, name, value, 0)
+
+    @inline
+    def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        self._need_xattrs()
+        return list(self.fs.listxattr(ino))
+
+    @inline
+    def removexattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._need_xattrs()
+        self.fs.removexattr(ino, name)
+
+    def _need_xattrs(self) -> None:
+        if not self._xattrs:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def _inherit_acl(self, parent: int, attr: Attr) -> Attr:
+        return acl.inherit(self.fs, parent, attr) if self._xattrs else attr
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def release_all(self) -> None:
+        """Close what the kernel did not: at an unmount it drops releases that it had not sent yet."""
+        for handles, release in ((self.files, self.fs.release), (self.directories, self.fs.releasedir)):
+            for handle in list(handles):
+                del handles[handle]
+                try:
+                    release(handle)
+                except OSError as error:
+                    log.error("closing a file at the unmount failed: %s", os.strerror(error.errno or 0))
+
+
+def _for_page_cache(flags: int) -> int:
+    """The flags to open with below a write-back page cache.
+
+    The kernel reads pages that are written in part, also for a file opened O_WRONLY, and finds the
+    place of an O_APPEND write itself.
+    """
+    flags &= ~(os.O_APPEND | os.O_CREAT | os.O_NOCTTY)
+    if flags & os.O_ACCMODE == os.O_WRONLY:
+        flags = flags & ~os.O_ACCMODE | os.O_RDWR
+    return flags

@@ -1,0 +1,336 @@
+"""One mount from its beginning to its end: session, event loop, control commands, unmounting."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyfuse3
+import trio
+
+from cryptfs.errors import CryptfsError, FuseUnavailable, MountpointUnusable, StorageError
+from cryptfs.fs.types import Owner
+from cryptfs.mount import control, daemon, libc, mountpoint, poll, runtime, tuning
+from cryptfs.mount.backend import Filesystem
+from cryptfs.mount.operations import Operations
+from cryptfs.mount.workers import MAX_THREADS, Workers
+
+log = logging.getLogger(__name__)
+
+# How many requests may be waiting for something other than the event loop.
+MAX_TASKS = MAX_THREADS + 8
+_RETRY_SECONDS = 0.1
+_PULSE_SECONDS = 5.0
+# How long a daemon that was told to end goes on serving files that are still open.
+_GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """What to mount and how; `mountpoint` as `mountpoint.prepare` returned it."""
+
+    vault: str
+    mountpoint: str
+    vault_id: str = ""
+    cipher: str = ""
+    slot: str = ""
+    read_only: bool = False
+    allow_other: bool = False
+    owner: Owner | None = None
+    xattrs: bool = False
+    idle_seconds: float | None = None
+    flags: tuple[str, ...] = ()  # of mount(8): noexec, noatime, …
+
+    def for_fuse(self) -> set[str]:
+        """The options of libfuse."""
+        options = {"default_permissions", "subtype=cryptfs", *self.flags}
+        # fstab's first field and the mount's source should be the same, where libfuse can carry it.
+        plain = self.vault.isascii() and self.vault.isprintable() and not set(self.vault) & set(",\\")
+        options.add("fsname=" + (self.vault if plain else "cryptfs"))
+        if self.read_only:
+            options.add("ro")
+        if self.allow_other:
+            options.add("allow_other")
+        return options
+
+
+def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mount, call `ready` once the mount answers, serve until it is unmounted, close `fs`.
+
+    Raises FuseUnavailable if it cannot be mounted, StorageError if not everything could be written at
+    the end, and what `ready` raises, after unmounting.
+    """
+    try:
+        runtime_socket = runtime.socket_path(options.mountpoint)
+        tuning.process()
+        baton = poll.install()
+        operations = Operations(fs, Workers(baton), owner=options.owner, xattrs=options.xattrs)
+        _mount(operations, options)
+    except BaseException:
+        fs.close()
+        raise
+    session = Session(fs, options, operations, ready)
+    try:
+        runtime.write(session.record())
+        server = control.ControlServer(
+            runtime_socket, {"status": session.status, "unmount": session.unmount_command}
+        )
+        trio.run(session.main, server)
+    finally:
+        # Removes the mount if it is still there (an exception), frees what libfuse holds.
+        pyfuse3.close(unmount=True)
+        session.close_filesystem()
+        runtime.remove(options.mountpoint)
+    if session.failure is not None:
+        raise session.failure
+
+
+def _mount(operations: Operations, options: MountOptions) -> None:
+    with _captured_stderr() as said:
+        try:
+            pyfuse3.init(operations, options.mountpoint, options.for_fuse())
+        except RuntimeError:
+            reason = said().strip().replace("\n", "; ") or "libfuse gives no reason"
+            raise FuseUnavailable(f"The kernel refused the mount ({reason}).") from None
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """libfuse and fusermount3 tell their reasons on descriptor 2 and nowhere else."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+
+        def said() -> str:
+            file.seek(0)
+            return file.read(2000).decode("utf-8", "replace")
+
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+class Session:
+    """The tasks of a live mount. Everything here runs in the event loop."""
+
+    def __init__(
+        self, fs: Filesystem, options: MountOptions, operations: Operations, ready: Callable[[], None]
+    ) -> None:
+        self.failure: Exception | None = None
+        self._fs = fs
+        self._options = options
+        self._operations = operations
+        self._ready = ready
+        self._since = datetime.now(UTC)
+        self._fs_closed = False
+        self._ended = trio.Event()
+        self._announced = False
+        self._rates = (0.0, 0.0)
+
+    def record(self) -> runtime.Record:
+        options = self._options
+        return runtime.Record(
+            mountpoint=options.mountpoint,
+            vault=options.vault,
+            vault_id=options.vault_id,
+            pid=os.getpid(),
+            pid_started=runtime.process_started(os.getpid()) or 0,
+            since=self._since.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            read_only=options.read_only,
+            cipher=options.cipher,
+            slot=options.slot,
+        )
+
+    async def main(self, server: control.ControlServer) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heed_signals)
+            nursery.start_soon(server.serve)
+            nursery.start_soon(self._announce)
+            nursery.start_soon(self._measure)
+            if self._options.idle_seconds is not None:
+                nursery.start_soon(self._unmount_when_idle, self._options.idle_seconds)
+            # Returns when the mount was removed, by us or by umount(8).
+            await pyfuse3.main(MAX_TASKS, MAX_TASKS)
+            daemon.notify("STOPPING=1")
+            log.info("unmounted from %s", self._options.mountpoint)
+            await trio.to_thread.run_sync(self.close_filesystem)
+            self._ended.set()
+            # Let the control commands that wait for this end give their answers.
+            await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    def close_filesystem(self) -> None:
+        """Everything to the disk; what fails is kept in `failure`."""
+        if self._fs_closed:
+            return
+        self._fs_closed = True
+        self._operations.release_all()
+        try:
+            self._fs.close()
+        except OSError as error:
+            reason = error.strerror or "unknown error"
+            self.failure = StorageError(
+                f"The vault was unmounted, but not everything could be written: {reason}."
+            )
+            log.error("%s", self.failure)
+        except CryptfsError as error:
+            self.failure = error
+            log.error("%s", error)
+
+    # --- the beginning --------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """Tell that the mount is there, once a stat through the kernel says so."""
+        path = self._options.mountpoint
+        try:
+            try:
+                found = await trio.to_thread.run_sync(os.stat, path)
+            except OSError as error:
+                raise FuseUnavailable(f"The mount does not answer: {error.strerror}.") from None
+            if found.st_ino != pyfuse3.ROOT_INODE or not stat.S_ISDIR(found.st_mode):
+                raise MountpointUnusable(f"Something else was mounted over {path} at the same time.")
+            await trio.to_thread.run_sync(tuning.kernel, path)
+            self._ready()
+        except Exception as error:
+            self.failure = error
+            log.error("the mount at %s did not come up", path)
+            with contextlib.suppress(OSError):
+                await self._detach(lazy=True)
+            pyfuse3.terminate()
+            return
+        self._announced = True
+        log.info("mounted %s at %s", self._options.vault, path)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def unmount_command(self, request: control.Request) -> dict[str, Any]:
+        """Unmount; answers when the vault is closed, or at once when it lives on lazily.
+
+        Raises MountpointUnusable while it is in use, StorageError as `serve`.
+        """
+        deadline = trio.current_time() + request.timeout
+        while True:
+            try:
+                await self._detach(lazy=request.lazy)
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise MountpointUnusable(
+                        f"{self._options.mountpoint} cannot be unmounted: {error.strerror}."
+                    ) from None
+                if trio.current_time() >= deadline:
+                    raise MountpointUnusable(await self._busy()) from None
+            await trio.sleep(_RETRY_SECONDS)
+        with trio.move_on_after(1.0 if request.lazy else float("inf")):
+            await self._ended.wait()
+        if self.failure is not None:
+            raise self.failure
+        return {"closed": self._ended.is_set()}
+
+    async def _busy(self) -> str:
+        path = self._options.mountpoint
+        holders = await trio.to_thread.run_sync(mountpoint.holders, path)
+        if not holders:
+            return f"{path} is in use, by a process that this user may not look at: end it, or use --lazy."
+        return f"{path} is in use by {', '.join(holders)}: end that first, or use --lazy."
+
+    async def _detach(self, *, lazy: bool) -> None:
+        # In a thread: the kernel may make us write dirty pages before it returns.
+        path = self._options.mountpoint
+        await trio.to_thread.run_sync(lambda: mountpoint.unmount(path, lazy=lazy))
+
+    async def _heed_signals(self) -> None:
+        """SIGTERM and SIGINT unmount; files still open are served for a while, then no longer."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    continue
+                log.info("%s: unmounting", signal.Signals(number).name)
+                daemon.notify("STOPPING=1")
+                break
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._leave)
+                async for number in signals:
+                    if number != signal.SIGHUP:
+                        pyfuse3.terminate()
+
+    async def _leave(self) -> None:
+        path = self._options.mountpoint
+        try:
+            try:
+                await self._detach(lazy=False)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                log.warning("%s", await self._busy())
+                await trio.to_thread.run_sync(_sync, path)
+                await self._detach(lazy=True)
+        except OSError as error:
+            log.error("%s cannot be unmounted: %s", path, error.strerror)
+        await trio.sleep(_GRACE_SECONDS)
+        log.warning("files are still open after %d seconds: ending all the same", _GRACE_SECONDS)
+        pyfuse3.terminate()
+
+    async def _unmount_when_idle(self, limit: float) -> None:
+        operations = self._operations
+        seen, since = operations.requests, trio.current_time()
+        while True:
+            await trio.sleep(min(max(limit / 4, 0.05), _PULSE_SECONDS))
+            now = trio.current_time()
+            if operations.requests != seen or operations.files or operations.directories:
+                seen, since = operations.requests, now
+            elif now - since >= limit:
+                try:
+                    await self._detach(lazy=False)
+                    log.info("idle for %g seconds: unmounted", limit)
+                    return
+                except OSError:
+                    # Somebody's working directory, say.
+                    since = now
+
+    # --- status ---------------------------------------------------------------------------------
+
+    async def _measure(self) -> None:
+        """Keep the throughput of the last seconds."""
+        before = self._fs.stats()
+        at = trio.current_time()
+        while True:
+            await trio.sleep(_PULSE_SECONDS)
+            stats, now = self._fs.stats(), trio.current_time()
+            self._rates = (
+                (stats["bytes_read"] - before["bytes_read"]) / (now - at),
+                (stats["bytes_written"] - before["bytes_written"]) / (now - at),
+            )
+            before, at = stats, now
+
+    async def status(self, request: control.Request) -> dict[str, Any]:
+        """What the mount does at the moment."""
+        stats = self._fs.stats()
+        return {
+            **stats,
+            "requests": self._operations.requests,
+            "open_files": len(self._operations.files),
+            "read_bytes_per_second": round(self._rates[0]),
+            "written_bytes_per_second": round(self._rates[1]),
+            "index": stats.get("index", "none"),
+        }
+
+
+def _sync(path: str) -> None:
+    """Have the kernel hand us what it holds dirty for files that are open."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        libc.syncfs(fd)
+    finally:
+        os.close(fd)
