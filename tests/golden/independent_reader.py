@@ -313,6 +313,11 @@ def parse_area(area: bytes, vault: Vault) -> Header | None:
     return max((slot for slot in slots if slot), key=lambda slot: slot.generation, default=None)
 
 
+def never_written(area: bytes) -> bool:
+    """Whether a header area is one that a power failure left without a header (section 9)."""
+    return len(area) < HEADER.size or not any(area[:192] + area[SLOT_1 : SLOT_1 + 192])
+
+
 # --- Section 6: content ------------------------------------------------------------------------------
 
 
@@ -326,28 +331,24 @@ def plaintext(file: BinaryIO, header: Header, unclean: bool = False) -> Iterator
     count = max(1, -(-body // stored))
     if not unclean and (body < 40 or (count > 1 and body - (count - 1) * stored < 41)):
         raise Damage("was cut")
-    zeros = 0  # chunks that are holes unless nothing authentic follows
     file.seek(AREA)
     for index in range(count):
         data = file.read(stored)
         hole = header.flags & SPARSE and len(data) == stored and not any(data)
         if hole and (unclean or index < count - 1):
-            zeros += 1
+            yield bytes(header.chunk)
             continue
-        finals = (0, 1) if unclean else (int(index == count - 1),)
-        chunk = None
-        for final in finals:
+        for final in (0, 1) if unclean else (int(index == count - 1),):
+            aad = header.object_id + struct.pack("<QB", index, final)
             with contextlib.suppress(Damage):
-                aad = header.object_id + struct.pack("<QB", index, final)
-                chunk = xaes_open(header.key, data[:24], data[24:], aad)
-        if chunk is None:
+                yield xaes_open(header.key, data[:24], data[24:], aad)
+                break
+        else:
             if unclean:
                 return
             raise Damage(f"is damaged in chunk {index} (from byte {index * header.chunk})")
-        for _ in range(zeros):
-            yield bytes(header.chunk)
-        zeros = 0
-        yield chunk
+        if unclean and final:
+            return
 
 
 # --- Sections 9 and 10: session state and journal ----------------------------------------------------
@@ -407,6 +408,8 @@ def parse_record(body: bytes) -> Record | None:
 
 def read_segment(data: bytes, vault: Vault, records: list[Record]) -> None:
     """Adds a segment's records; a `settled` takes away those of its object."""
+    if never_written(data):
+        return
     header = parse_area(data[:AREA], vault)
     if header is None or header.kind != SEGMENT:
         raise Damage("is not a journal segment of this vault")
@@ -555,8 +558,7 @@ class Extractor:
             return os.link(self.written[inode], target, follow_symlinks=False)
         with self.object_file(source, inode) as file:
             area = file.read(AREA)
-            begun = any(area[:192]) or any(area[SLOT_1 : SLOT_1 + 192])
-            if self.unclean and (len(area) < 192 or not begun):
+            if self.unclean and never_written(area):
                 return print(f"{shown}: never became durable, not part of the tree", file=sys.stderr)
             header = parse_area(area, self.vault)
             if header is None or header.kind in (DIRECTORY, SEGMENT):

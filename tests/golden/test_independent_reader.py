@@ -460,6 +460,15 @@ def test_an_unclean_session(vault: HandmadeVault, out: Path, is_open: bool) -> N
     vault.file(b"zeros", DATA).write_bytes(bytes(50_000))
     vault.file(b"short", DATA).write_bytes(b"CFH1")
     vault.file(b"whole", DATA, session=9)
+    grown, thing = vault.file(b"grown", DATA, session=9), Thing()
+    grown.write_bytes(
+        vault.area(thing, session=9, flags=1)
+        + vault.chunk(thing, 0, DATA[:4096], False)
+        + bytes(STORED)
+        + vault.chunk(thing, 2, DATA[:4096], True)
+        + vault.chunk(thing, 3, DATA[:4096], False)
+    )
+    vault.segment(5, []).write_bytes(bytes(4096))
     earlier = vault.file(b"earlier", DATA, session=8)
     earlier.write_bytes(earlier.read_bytes()[: 8192 + STORED + 30])
     problems = decrypt(vault, out)
@@ -467,7 +476,8 @@ def test_an_unclean_session(vault: HandmadeVault, out: Path, is_open: bool) -> N
     assert (out / "cut").read_bytes() == DATA[:4096]
     assert (out / "bare").read_bytes() == b""
     assert (out / "whole").read_bytes() == DATA
-    assert sorted(path.name for path in out.iterdir()) == ["bare", "cut", "whole"]
+    assert (out / "grown").read_bytes() == DATA[:4096] + bytes(4096) + DATA[:4096]
+    assert sorted(path.name for path in out.iterdir()) == ["bare", "cut", "grown", "whole"]
 
 
 def test_a_clean_or_forged_state_excuses_nothing(vault: HandmadeVault, out: Path) -> None:
