@@ -1,0 +1,299 @@
+"""What is durable, and in which order it becomes so (DESIGN: the durability contract).
+
+fsync of a file, step by step, with what is on disk after each:
+
+1. its changed chunks are in the journal (durable files) or in place (new files), unsynced:
+   a power cut shows the old content, or for a new file none;
+2. the journal is synced: every change of every file up to now survives;
+3. what the journal holds is written in place, unsynced: a power cut may tear it there, and
+   recovery writes it again;
+4. a new file is synced in place; if the journal had something older for it, `settled` follows;
+5. the log of directory headers is synced;
+6. every directory on the way from the root that has a new name in it is synced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cryptfs.fs.directory import DirectoryCache
+from cryptfs.fs.file import File
+from cryptfs.fs.nodes import Node
+from cryptfs.vault.diskio import syncfs
+from cryptfs.vault.vault import Vault
+
+log = logging.getLogger(__name__)
+
+COMMIT_INTERVAL = 1.0
+"""Seconds after which a change that nobody synced is at least durable in the journal."""
+SETTLE_INTERVAL = 30.0
+"""Seconds after which closed files are synced, as the kernel does with its own (dirty_expire)."""
+SETTLE_AT = 4096
+"""So many closed, unsynced files are the most that are remembered."""
+JOURNAL_MAX = 16 << 20
+"""Bytes of journal after which everything is put in place and synced."""
+OPEN_MAX = 128
+"""So many closed files with live journal records are the most that are kept open."""
+
+
+@dataclass(eq=False, slots=True)
+class Unsettled:
+    """A closed file of which something is not known to be durable.
+
+    `durable` says whether its content is (then only the header is not), `slot` which header
+    slot holds the last durable header, -1 for none.
+    """
+
+    node: Node
+    durable: bool
+    slot: int
+
+
+class _Mark(NamedTuple):
+    """A directory with entries that are not durable, and those that entries came from."""
+
+    directory: Node
+    sources: tuple[Node, ...]
+
+
+class Committer:
+    """Journal, sync order and background settling of one mounted vault."""
+
+    def __init__(self, vault: Vault, directories: DirectoryCache, namespace: threading.RLock) -> None:
+        self._vault = vault
+        self._directories = directories
+        self._namespace = namespace
+        self.journal = vault.journal
+        self.session = vault.session
+        self.codec = vault.codec
+        self.places = threading.Lock()
+        """Held while a path is put into the journal, and while a rename changes paths."""
+        self._lock = threading.Lock()
+        self._pending: dict[bytes, File] = {}
+        self._live: dict[bytes, File] = {}
+        self._unsettled: dict[int, Unsettled] = {}
+        self._dirty_dirs: dict[int, _Mark] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.on_idle_file: Callable[[File], None] = lambda file: None
+        """Called, without locks, for a file that the committer no longer needs open."""
+
+    # -- what files tell -----------------------------------------------------------------
+
+    def journaled(self, file: File) -> None:
+        """A file has put something into the journal."""
+        with self._lock:
+            self._pending[file.header.object_id] = file
+            self._live[file.header.object_id] = file
+
+    def begun(self, file: File) -> None:
+        """A file with live journal records is written in place from now on."""
+        with self._lock:
+            if self.journal.live(file.header.object_id):
+                self._live[file.header.object_id] = file
+
+    def needs(self, file: File) -> bool:
+        """Whether the committer still needs the file open."""
+        return file.header.object_id in self._live
+
+    def closing(self, file: File) -> None:
+        """A file's last handle is gone; remember what is not durable."""
+        with self._lock:
+            if file.unsynced and not file.unlinked:
+                self._unsettled[file.node.ino] = Unsettled(file.node, file.durable, file.slot)
+            else:
+                self._unsettled.pop(file.node.ino, None)
+
+    def unsettled(self, ino: int) -> Unsettled | None:
+        """What is not durable of a closed file, or None if it all is."""
+        return self._unsettled.get(ino)
+
+    def unsettled_below(self, directory: Node) -> list[Node]:
+        """Closed files in a directory of which something is not durable."""
+        return [left.node for left in list(self._unsettled.values()) if left.node.parent is directory]
+
+    def moved(self, node: Node) -> None:
+        """An object has another name now."""
+        left = self._unsettled.get(node.ino)
+        if left is not None:
+            left.node = node
+
+    def deleted(self, file: File | None, ino: int) -> None:
+        """The last name of an object is gone."""
+        with self._lock:
+            self._unsettled.pop(ino, None)
+            if file is not None:
+                self.journal.forget(file.header.object_id)
+                self._live.pop(file.header.object_id, None)
+                self._pending.pop(file.header.object_id, None)
+
+    def entry_changed(self, directory: Node, moved_from: Node | None = None) -> None:
+        """A directory got, lost or renamed an entry. The caller holds the namespace lock."""
+        sources: tuple[Node, ...] = ()
+        if moved_from is not None and moved_from is not directory:
+            sources = (moved_from,)
+            self.entry_changed(moved_from)
+        known = self._dirty_dirs.get(directory.ino)
+        if known is not None:
+            sources = sources + known.sources
+        # A new mark each time: a sync that began before this change must not take it for synced.
+        self._dirty_dirs[directory.ino] = _Mark(directory, sources)
+
+    def directory_gone(self, ino: int) -> None:
+        """A directory was removed. The caller holds the namespace lock."""
+        self._dirty_dirs.pop(ino, None)
+
+    # -- making durable --------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make everything in the journal durable and put it in place."""
+        self.journal.sync()
+        with self._lock:
+            pending = list(self._pending.values())
+        for file in pending:
+            file.apply()
+            with self._lock:
+                if not file.has_pending():
+                    self._pending.pop(file.header.object_id, None)
+
+    def fsync(self, file: File) -> None:
+        """Steps 1 to 6 for one file. Every error is the caller's."""
+        if file.unlinked:
+            return
+        self.make_durable(file)
+        self.sync_places(file.node.parent)
+
+    def _sync_in_place(self, file: File) -> None:
+        file.sync_in_place()
+        object_id = file.header.object_id
+        if self.journal.live(object_id) and not file.has_pending():
+            # Something in place is newer than what recovery would write over it.
+            self.journal.settle(object_id)
+            self.journal.sync()
+            with self._lock:
+                self._live.pop(object_id, None)
+
+    def make_durable(self, file: File) -> None:
+        """Steps 1 to 4: the content, not yet the name."""
+        file.flush()
+        if file.has_pending():
+            self.commit()
+        if file.unsynced:
+            self._sync_in_place(file)
+
+    def sync_places(self, directory: Node | None) -> None:
+        """Make the names and headers of a directory and all above it durable."""
+        self._vault.dirlog.sync()
+        todo: dict[int, tuple[_Mark, int]] = {}
+        try:
+            with self._namespace:
+                if not self._dirty_dirs:
+                    return
+                node = directory
+                while node is not None:
+                    self._collect(node, todo)
+                    node = node.parent
+            for mark, fd in todo.values():
+                os.fsync(fd)
+                self._synced(mark)
+        finally:
+            for _, fd in todo.values():
+                os.close(fd)
+
+    def _collect(self, node: Node, todo: dict[int, tuple[_Mark, int]]) -> None:
+        mark = self._dirty_dirs.get(node.ino)
+        if mark is None or node.ino in todo:
+            return
+        todo[node.ino] = mark, os.dup(self._directories.get(node).fd)
+        for source in mark.sources:
+            self._collect(source, todo)
+
+    def _synced(self, mark: _Mark) -> None:
+        with self._namespace:
+            if self._dirty_dirs.get(mark.directory.ino) is mark:
+                del self._dirty_dirs[mark.directory.ino]
+
+    def checkpoint(self, file: File) -> None:
+        """Put a file's journal records in place and sync it, so that recovery has nothing to do for it."""
+        file.flush()
+        self.commit()
+        object_id = file.header.object_id
+        if not self.journal.live(object_id):
+            return
+        file.sync_in_place()
+        if file.has_pending():
+            return  # written to meanwhile: another time
+        self.journal.settle(object_id)
+        with self._lock:
+            self._live.pop(object_id, None)
+
+    def checkpoint_all(self) -> None:
+        """Put everything in place, sync it, and remove the journal's segments."""
+        with self._lock:
+            files = list(self._live.values())
+        for file in files:
+            self.checkpoint(file)
+            self.on_idle_file(file)
+        if self.journal.deletions:
+            syncfs(self._vault.tree_fd)
+        if not self.journal.any_live():
+            self.journal.reset()
+
+    def settle(self) -> None:
+        """Sync the files that were closed without fsync, and all names, in one go."""
+        with self._lock:
+            unsettled = dict(self._unsettled)
+        with self._namespace:
+            marks = list(self._dirty_dirs.values())
+        if not unsettled and not marks:
+            return
+        self._vault.dirlog.sync()
+        syncfs(self._vault.tree_fd)
+        with self._lock:
+            for ino, token in unsettled.items():
+                if self._unsettled.get(ino) is token:
+                    del self._unsettled[ino]
+        for mark in marks:
+            self._synced(mark)
+
+    def sync_all(self) -> None:
+        """Everything given to the disk so far is durable, and nothing is left in the journal."""
+        self.checkpoint_all()
+        self.settle()
+
+    # -- in the background -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to commit and settle in the background."""
+        self._thread = threading.Thread(target=self._run, name="cryptfs-commit", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the background work; what it had not done yet stays to be done."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        settled = time.monotonic()
+        while not self._stop.wait(COMMIT_INTERVAL):
+            try:
+                if self._pending:
+                    self.commit()
+                if self.journal.size > JOURNAL_MAX or len(self._live) > OPEN_MAX:
+                    self.checkpoint_all()
+                if time.monotonic() - settled > SETTLE_INTERVAL or len(self._unsettled) > SETTLE_AT:
+                    settled = time.monotonic()
+                    self.checkpoint_all()
+                    self.settle()
+            except OSError as error:
+                # Nothing is lost: it all stays in the journal or in memory, and whoever
+                # calls fsync gets the error himself.
+                log.error("cannot sync the vault: %s", error.strerror)

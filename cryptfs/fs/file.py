@@ -1,0 +1,601 @@
+"""The content of one file in use: chunks in memory, in the journal, and in place.
+
+A chunk is looked for in this order:
+
+1. `dirty`: plaintext, changed and not yet given to the disk;
+2. `pending`: sealed, in the journal, not yet in place;
+3. the object file.
+
+A file that was never durable is written in place at once (nothing can be lost that was
+promised). As soon as it is durable, every change goes through the journal first, so that a
+power cut leaves each chunk old or new.
+
+All methods take the file's lock themselves; `read` tries without it first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cryptfs.fs.directory import eio
+from cryptfs.fs.types import SetAttr
+from cryptfs.vault.content import SMALL_CHUNK_LOG2, ContentCipher, Geometry, InvalidTag, Sealer
+from cryptfs.vault.diskio import pread_all, pwrite_all
+from cryptfs.vault.header import AREA_SIZE, FLAG_SPARSE, SLOT_OFFSETS, Header
+from cryptfs.vault.journal import Record
+
+if TYPE_CHECKING:
+    from cryptfs.fs.commit import Committer
+    from cryptfs.fs.nodes import Node
+
+log = logging.getLogger(__name__)
+
+HOLE_AT = 1 << 20
+"""A gap of at least this many bytes becomes a hole; a smaller one is written as zeros."""
+DIRTY_MAX = 1 << 21
+"""How much changed plaintext of one file is kept in memory, in bytes."""
+
+_DATABASE_MAGIC = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+
+Buffer = bytes | bytearray | memoryview
+
+
+class File:
+    """One regular file or symbolic link in use.
+
+    `slot` is the header slot that holds the last durable header in place, or -1 if none does.
+    `size` is the plaintext length of what is in place, or -1 if nothing is: a file just created.
+    """
+
+    def __init__(
+        self, committer: Committer, node: Node, fd: int, header: Header, slot: int, size: int, durable: bool
+    ) -> None:
+        fresh = size < 0
+        self.lock = threading.RLock()
+        self.committer = committer
+        self.node = node
+        self.fd = fd
+        self.header = header
+        self.handles = 0
+        self.unlinked = False
+        self.size = max(size, 0)
+        self.durable = durable
+        """Whether what is in place may only be changed through the journal."""
+        self.slot = slot
+        self.unsynced = not durable
+        """Whether something is in place that neither a sync nor the journal made durable."""
+        self.header_changed = fresh
+        self._written_slot = slot
+        self._cipher = ContentCipher(header.key, header.object_id)
+        self._sealer: Sealer | None = None
+        self._geometry = Geometry(header.chunk_log2)
+        # What stands in `pending` or in place: chunks 0 … placed-1, the last with last_len bytes
+        # of plaintext, sealed as final or not.
+        self._placed = 0 if fresh else self._geometry.count(size)
+        self._final_placed = not fresh
+        self._last_len = size - (self._placed - 1) * self._geometry.chunk if self._placed else 0
+        self._dirty: dict[int, bytearray] = {}
+        self._pending: dict[int, Buffer] = {}
+        self._pending_header: tuple[int, bytes] | None = None
+        self._pending_cut: int | None = None
+        self._pending_at = 0
+        self._cut: int | None = None
+        self._changes = 0
+
+    # -- reading ---------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> Buffer:
+        """Up to `size` bytes from `offset`, fewer only at the end of the file. EIO where damaged."""
+        if offset >= self.size or size <= 0:
+            return b""
+        if not self._dirty and not self._pending:
+            # No lock: the common case of images. A writer in between shows as a chunk that does
+            # not authenticate or a changed counter; the locked way then decides.
+            changes = self._changes
+            try:
+                data = self._read(offset, size)
+                if changes == self._changes:
+                    return data
+            except (InvalidTag, OSError, ValueError):
+                pass
+        with self.lock:
+            try:
+                return self._read(offset, size)
+            except InvalidTag:
+                raise self.damaged() from None
+
+    def damaged(self) -> OSError:
+        """Log that a chunk does not authenticate; the error for the caller."""
+        log.error("object %s: a chunk does not authenticate", self.header.object_id.hex())
+        return eio()
+
+    def _read(self, offset: int, size: int) -> Buffer:
+        end = min(offset + size, self.size)
+        if end <= offset:
+            return b""
+        chunk = self._geometry.chunk
+        first, last = offset // chunk, (end - 1) // chunk
+        if first == last:
+            data: Buffer = self._chunk(first)
+            begin = first * chunk
+            if offset == begin and end - begin == len(data):
+                return data
+            return memoryview(data)[offset - begin : end - begin]
+        if self._dirty or self._pending:
+            parts = [self._chunk(index) for index in range(first, last + 1)]
+            out: Buffer = b"".join(parts)
+        else:
+            out = self._read_run(first, last)
+        begin = first * chunk
+        if offset == begin and end - begin == len(out):
+            return out
+        return memoryview(out)[offset - begin : end - begin]
+
+    def _read_run(self, first: int, last: int) -> bytearray:
+        """Several chunks in place, by one read."""
+        geometry, placed = self._geometry, self._placed
+        tail = self._last_len if last == placed - 1 else geometry.chunk
+        stride, chunk = geometry.stride, geometry.chunk
+        whole = last - first
+        sealed = pread_all(self.fd, whole * stride + tail + 40, geometry.offset(first))
+        out = bytearray(whole * chunk + tail)
+        source, target = memoryview(sealed), memoryview(out)
+        final = self._final_placed
+        open_into = self._cipher.open_into
+        for index in range(first, last + 1):
+            at, to = (index - first) * stride, (index - first) * chunk
+            piece = source[at : at + stride]
+            try:
+                open_into(index, final and index == placed - 1, piece, target[to : to + len(piece) - 40])
+            except (InvalidTag, ValueError):
+                if not self._is_hole(index, piece):
+                    raise InvalidTag from None
+                target[to : to + chunk] = bytes(chunk)  # the failed attempt left something there
+        return out
+
+    def _is_hole(self, index: int, sealed: Buffer) -> bool:
+        """Whether zeros on disk are zeros of the file: only in a file whose header says so."""
+        return (
+            bool(self.header.flags & FLAG_SPARSE)
+            and index < self._placed - (1 if self._final_placed else 0)
+            and not any(sealed)
+        )
+
+    def _chunk(self, index: int) -> bytes | bytearray:
+        """The plaintext of a chunk, wherever it is. InvalidTag if damaged."""
+        data = self._dirty.get(index)
+        if data is not None:
+            return data
+        placed, chunk = self._placed, self._geometry.chunk
+        last = index == placed - 1
+        length = self._last_len if last else chunk
+        sealed: Buffer | None = self._pending.get(index)
+        if sealed is None:
+            sealed = pread_all(self.fd, length + 40, self._geometry.offset(index))
+        try:
+            return self._cipher.open(index, last and self._final_placed, sealed)
+        except InvalidTag:
+            if self._is_hole(index, sealed):
+                return bytes(chunk)
+            raise
+
+    def verify_tail(self) -> bool:
+        """Whether the last chunk is there and is the last one."""
+        with self.lock:
+            try:
+                self._chunk(self._placed - 1)
+            except InvalidTag:
+                return False
+            return True
+
+    def salvage(self) -> None:
+        """Cut a file that lost its unsynced tail to the longest run of chunks that authenticate.
+
+        Only for files begun in a session that ended without a sync (format section 9).
+        """
+        with self.lock:
+            chunk = self._geometry.chunk
+            index = 0
+            last = b""
+            complete = False
+            while not complete:
+                sealed = pread_all(self.fd, self._geometry.stride, self._geometry.offset(index))
+                whole = len(sealed) == self._geometry.stride
+                try:
+                    last = self._cipher.open(index, False, sealed)
+                except InvalidTag:
+                    try:
+                        last = self._cipher.open(index, True, sealed)
+                        complete = True
+                    except InvalidTag:
+                        if not (whole and self.header.flags & FLAG_SPARSE and not any(sealed)):
+                            break
+                        last = bytes(chunk)
+                if not whole:
+                    break
+                index += 1
+            self._placed = max(index - 1, 0)
+            self._final_placed = False
+            self._last_len = chunk if self._placed else 0
+            self.size = index * chunk
+            self._dirty = {self._placed: bytearray(last)}
+            self._cut = self._geometry.offset(self._placed)
+            self._changes += 1
+            self.durable = True
+
+    # -- writing ---------------------------------------------------------------------
+
+    def write(self, offset: int, data: Buffer) -> int:
+        """Put `data` at `offset`; all of it, or an OSError."""
+        size = len(data)
+        if size == 0:
+            return 0
+        with self.lock:
+            self._changes += 1
+            if self._placed == 0 and not self._dirty and offset == 0:
+                self._choose_chunk(data)
+            if offset > self.size:
+                self._grow(offset)
+            self._write(offset, memoryview(data), offset + size)
+            self.header.mtime = self.header.ctime = time.time_ns()
+            self.header_changed = True
+            if len(self._dirty) * self._geometry.chunk > DIRTY_MAX:
+                self._write_out(keep_last=True)
+                if self.durable:
+                    self.committer.journal.sync()
+                    self.apply()
+        return size
+
+    def _choose_chunk(self, data: Buffer) -> None:
+        """A database that no name rule knew is recognised by its first bytes."""
+        if self.header.chunk_log2 != SMALL_CHUNK_LOG2 and not self.durable:
+            head = bytes(data[:16])
+            if head.startswith(_DATABASE_MAGIC):
+                self.header.chunk_log2 = SMALL_CHUNK_LOG2
+                self._geometry = Geometry(SMALL_CHUNK_LOG2)
+
+    def _write(self, offset: int, data: memoryview, end: int) -> None:
+        chunk = self._geometry.chunk
+        first, last = offset // chunk, (end - 1) // chunk
+        new_size = max(self.size, end)
+        final = self._geometry.count(new_size) - 1
+        if new_size > self.size:
+            self._unfinish(first)
+        run: list[Buffer] = []
+        run_at = first
+        previous = self._dirty.get(first - 1)
+        if previous is not None and len(previous) == chunk and not self.durable:
+            # The chunk that had to wait because it could have been the last one.
+            run, run_at = [previous], first - 1
+        for index in range(first, last + 1):
+            begin = index * chunk
+            a, b = max(offset, begin) - begin, min(end, begin + chunk) - begin
+            piece = data[begin + a - offset : begin + b - offset]
+            whole = b - a == chunk
+            if whole and index != final and not self.durable:
+                self._dirty.pop(index, None)
+                run.append(piece)
+                continue
+            buffer = self._dirty.get(index)
+            if buffer is None:
+                buffer = bytearray() if whole or begin >= self.size else self._load(index)
+                self._dirty[index] = buffer
+            buffer[a:b] = piece
+        if len(run) > 1 or (run and run_at == first):
+            if run_at < first:
+                self._dirty.pop(run_at)
+            self._place_run(run_at, run)
+        self.size = new_size
+
+    def _load(self, index: int) -> bytearray:
+        try:
+            return bytearray(self._chunk(index))
+        except InvalidTag:
+            raise self.damaged() from None
+
+    def _unfinish(self, first: int) -> None:
+        """Before the file grows: the chunk that was the last must be sealed anew as one of many."""
+        if self._final_placed:
+            old = self._placed - 1
+            if old < first and old not in self._dirty:
+                self._dirty[old] = self._load(old)
+
+    def _grow(self, size: int) -> None:
+        """Make the file longer, with zeros or a hole."""
+        geometry, chunk = self._geometry, self._geometry.chunk
+        old_last, new_last = geometry.count(self.size) - 1, geometry.count(size) - 1
+        self._unfinish(new_last)
+        buffer = self._dirty.get(old_last)
+        if buffer is None:
+            buffer = self._load(old_last) if self.size else bytearray()
+            self._dirty[old_last] = buffer
+        buffer.extend(bytes(min(chunk, size - old_last * chunk) - len(buffer)))
+        if (new_last - old_last - 1) * chunk >= HOLE_AT:
+            if not self.header.flags & FLAG_SPARSE:
+                self.header.flags |= FLAG_SPARSE
+                self.header_changed = True
+            # Nothing but a hole may lie there: what a cut left behind goes first.
+            self._cut_to(geometry.offset(old_last + 1))
+            self._placed, self._final_placed, self._last_len = new_last, False, chunk
+        else:
+            for index in range(old_last + 1, new_last):
+                self._dirty[index] = bytearray(chunk)
+        if new_last > old_last:
+            self._dirty[new_last] = bytearray(size - new_last * chunk)
+        self.size = size
+        if self._cut is not None and self._placed == new_last:
+            # What the cut removes would read as content of the hole: it goes now.
+            self.flush()
+            self.committer.journal.sync()
+            self.apply()
+
+    def truncate(self, size: int) -> None:
+        """Make the file `size` bytes long."""
+        with self.lock:
+            self._changes += 1
+            if size > self.size:
+                self._grow(size)
+            elif size < self.size:
+                if size == 0 and self.durable:
+                    self._begin_anew()
+                else:
+                    self._shrink(size)
+            self.header.mtime = self.header.ctime = time.time_ns()
+            self.header_changed = True
+
+    def _shrink(self, size: int) -> None:
+        geometry = self._geometry
+        last = geometry.count(size) - 1
+        keep = size - last * geometry.chunk
+        buffer = self._dirty.get(last)
+        if buffer is None:
+            buffer = self._load(last) if keep else bytearray()
+        del buffer[keep:]
+        for index in [index for index in self._dirty if index > last]:
+            del self._dirty[index]
+        for index in [index for index in self._pending if index >= last]:
+            del self._pending[index]
+        self._dirty[last] = buffer
+        self._placed = min(self._placed, last)
+        self._final_placed, self._last_len = False, geometry.chunk if self._placed else 0
+        self._cut_to(geometry.offset(last))
+        self.size = size
+
+    def _cut_to(self, length: int) -> None:
+        """Cut the object file, now or with the next record of the journal."""
+        if self.durable:
+            self._cut = length if self._cut is None else min(self._cut, length)
+        else:
+            os.ftruncate(self.fd, max(length, AREA_SIZE))
+            self.unsynced = True
+
+    def _begin_anew(self) -> None:
+        """Empty a durable file that is about to be written again.
+
+        On disk: first the journal says, synced, that the file is empty and was begun in this
+        session; then it is so in place; from then on it is written like a new file.
+        """
+        self._dirty.clear()
+        self._pending.clear()
+        self._cut = None
+        self.header.session = self.committer.session
+        self.header.generation += 1
+        self.header.epoch = self.committer.codec.current_epoch
+        slot = self._target_slot()
+        packed = self.committer.codec.pack(self.header)
+        empty = self._seal(0, True, b"")
+        extents: list[tuple[int, bytes | bytearray]] = [
+            (self._geometry.offset(0), empty),
+            (SLOT_OFFSETS[slot], packed),
+        ]
+        record = Record(self.header.object_id, b"", extents, AREA_SIZE)
+        if not self.unlinked:
+            with self.committer.places:
+                record.path = self.node.path()
+                self.committer.journal.append(record)
+            self.committer.journal.sync()
+        record.apply(self.fd)
+        self._pending_header = self._pending_cut = None
+        self._written_slot = slot
+        self._placed, self._final_placed, self._last_len, self.size = 1, True, 0, 0
+        self.durable = False
+        self.unsynced = True
+        self.committer.begun(self)
+
+    # -- giving it to the disk ---------------------------------------------------------
+
+    def _seal(self, index: int, final: bool, data: Buffer) -> bytearray:
+        if self._sealer is None:
+            self._sealer = self._cipher.sealer()
+        return self._sealer.seal(index, final, data)
+
+    def _place_run(self, first: int, chunks: list[Buffer]) -> None:
+        """Write whole chunks in place, by one write. Only for a file that is not durable."""
+        if self._sealer is None:
+            self._sealer = self._cipher.sealer()
+        stride = self._geometry.stride
+        out = bytearray(len(chunks) * stride)
+        view = memoryview(out)
+        seal_into = self._sealer.seal_into
+        for number, data in enumerate(chunks):
+            seal_into(first + number, False, data, view[number * stride :])
+        pwrite_all(self.fd, out, self._geometry.offset(first))
+        self.unsynced = True
+        after = first + len(chunks)
+        if after >= self._placed:
+            self._placed, self._final_placed, self._last_len = after, False, self._geometry.chunk
+
+    def _write_out(self, keep_last: bool) -> None:
+        """Give the dirty chunks to the object file or the journal."""
+        last = self._geometry.count(self.size) - 1
+        indices = sorted(self._dirty)
+        if keep_last and indices and indices[-1] == last:
+            indices.pop()
+        if not indices and self._cut is None and not (self.durable and self.header_changed and not keep_last):
+            return
+        sealed = [(index, self._seal(index, index == last, self._dirty[index])) for index in indices]
+        if self.durable:
+            self._journal(sealed, with_header=not keep_last)
+        else:
+            self._in_place(sealed)
+        if indices:
+            top = indices[-1]
+            if top >= self._placed - 1:
+                length = len(self._dirty[top])
+                self._placed, self._last_len, self._final_placed = top + 1, length, top == last
+        for index in indices:
+            del self._dirty[index]
+
+    def _in_place(self, sealed: Sequence[tuple[int, Buffer]]) -> None:
+        at = 0
+        while at < len(sealed):
+            # Neighbours go in one write.
+            begin = at
+            while at + 1 < len(sealed) and sealed[at + 1][0] == sealed[at][0] + 1:
+                at += 1
+            at += 1
+            data: Buffer = sealed[begin][1] if at - begin == 1 else b"".join(s for _, s in sealed[begin:at])
+            pwrite_all(self.fd, data, self._geometry.offset(sealed[begin][0]))
+        if sealed:
+            self.unsynced = True
+
+    def _journal(self, sealed: list[tuple[int, bytearray]], with_header: bool) -> None:
+        extents: list[tuple[int, bytes | bytearray]] = [
+            (self._geometry.offset(i), data) for i, data in sealed
+        ]
+        header: tuple[int, bytes] | None = None
+        if with_header and self.header_changed:
+            header = self._next_header()
+            extents.append((SLOT_OFFSETS[header[0]], header[1]))
+        if not self.unlinked:
+            # Nobody needs the content of a deleted file after a power cut.
+            with self.committer.places:
+                record = Record(self.header.object_id, self.node.path(), extents, self._cut)
+                self._pending_at = self.committer.journal.append(record)
+        self._pending.update(sealed)
+        if self._cut is not None:
+            self._pending_cut = self._cut if self._pending_cut is None else min(self._cut, self._pending_cut)
+            self._cut = None
+        if header is not None:
+            self._pending_header = header
+            self.header_changed = False
+        self.committer.journaled(self)
+
+    def dirty_bytes(self) -> int:
+        """Plaintext held in memory only."""
+        return sum(map(len, list(self._dirty.values())))
+
+    def change(self, change: SetAttr) -> None:
+        """Change mode, owner and times; in the header at the next flush."""
+        with self.lock:
+            header = self.header
+            if change.mode is not None:
+                header.mode = change.mode & 0o7777
+            if change.uid is not None:
+                header.uid = change.uid
+            if change.gid is not None:
+                header.gid = change.gid
+            if change.atime_ns is not None:
+                header.atime = change.atime_ns
+            if change.mtime_ns is not None:
+                header.mtime = change.mtime_ns
+            header.ctime = time.time_ns() if change.ctime_ns is None else change.ctime_ns
+            self.header_changed = True
+
+    def touch_ctime(self) -> None:
+        """The inode changed: now is its change time."""
+        with self.lock:
+            self.header.ctime = time.time_ns()
+            self.header_changed = True
+            if self.handles == 0:
+                self.flush()
+
+    def _target_slot(self) -> int:
+        return 0 if self.slot != 0 else 1
+
+    def _next_header(self) -> tuple[int, bytes]:
+        """Slot and bytes of the header with the next generation."""
+        self.header.generation += 1
+        self.header.epoch = self.committer.codec.current_epoch
+        return self._target_slot(), self.committer.codec.pack(self.header)
+
+    def flush(self) -> None:
+        """Give everything to the object file or the journal, so that it reads whole from there."""
+        with self.lock:
+            last = self._geometry.count(self.size) - 1
+            if last not in self._dirty and not (self._placed - 1 == last and self._final_placed):
+                self._dirty[last] = self._load(last) if self.size else bytearray()
+            if self._dirty or self._cut is not None:
+                self._write_out(keep_last=False)
+            if self.header_changed:
+                if self.durable and not self.unlinked and self.committer.journal.live(self.header.object_id):
+                    self._journal([], with_header=True)
+                else:
+                    self._place_header()
+
+    def _place_header(self) -> None:
+        """Write the header in place, to the slot that does not hold the durable one."""
+        slot, packed = self._next_header()
+        self._pending_header = None
+        pwrite_all(self.fd, packed, SLOT_OFFSETS[slot])
+        self._written_slot = slot
+        self.header_changed = False
+        self.unsynced = True
+
+    def apply(self) -> None:
+        """Put in place what the journal holds durably. The committer calls it after a sync."""
+        with self.lock:
+            if not self.has_pending() or (
+                self._pending_at > self.committer.journal.synced and not self.unlinked
+            ):
+                return
+            if self._pending_cut is not None:
+                os.ftruncate(self.fd, self._pending_cut)
+            self._changes += 1
+            unsynced = self.unsynced
+            self._in_place([(index, self._pending[index]) for index in sorted(self._pending)])
+            self.unsynced = unsynced  # these the journal has
+            if self._pending_header is not None:
+                slot, packed = self._pending_header
+                pwrite_all(self.fd, packed, SLOT_OFFSETS[slot])
+                self._written_slot = slot
+            self._pending.clear()
+            self._pending_header = self._pending_cut = None
+
+    def overlay(self, sealed: dict[int, Buffer]) -> None:
+        """Read these chunks from the journal: for a vault that must not be changed."""
+        self._pending.update(sealed)
+
+    def has_pending(self) -> bool:
+        """Whether the journal holds something that is not in place."""
+        return bool(self._pending) or self._pending_header is not None or self._pending_cut is not None
+
+    def pending_bytes(self) -> int:
+        return sum(map(len, self._pending.values()))
+
+    def sync_in_place(self) -> None:
+        """Make what is in place durable: one fdatasync. From the call on, changes go through the journal.
+
+        An error is the caller's: the file counts as unsynced until a later call succeeds.
+        """
+        with self.lock:
+            slot = self._written_slot
+            self.durable = True
+            self.unsynced = False
+        try:
+            os.fdatasync(self.fd)
+        except OSError:
+            with self.lock:
+                self.unsynced = True
+            raise
+        with self.lock:
+            self.slot = slot
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)

@@ -1,0 +1,482 @@
+"""The filesystem over one vault: what docs/architecture.md lists, for any caller.
+
+Locks, always taken in this order: the namespace lock, a file's lock, the committer's and
+the journal's. No method holds the namespace lock while it reads or writes content or syncs,
+except where a rename must not be overtaken.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cryptfs.errors import IntegrityError
+from cryptfs.fs.commit import Committer
+from cryptfs.fs.directory import Directory, DirectoryCache, eio
+from cryptfs.fs.file import Buffer, File
+from cryptfs.fs.namespace import Namespace, error
+from cryptfs.fs.nodes import Node, NodeTable
+from cryptfs.fs.objects import Objects
+from cryptfs.fs.options import FsOptions, SmallChunks
+from cryptfs.fs.recovery import overlays, recover
+from cryptfs.fs.types import Attr, Owner, SetAttr, StatFs
+from cryptfs.vault.header import FLAG_XATTR, Header
+from cryptfs.vault.names import NAME_MAX, NameInvalid
+from cryptfs.vault.vault import Vault
+
+log = logging.getLogger(__name__)
+
+XATTR_CREATE, XATTR_REPLACE = 1, 2
+XATTR_VALUE_MAX = 65536
+XATTR_TOTAL_MAX = 1 << 20
+
+
+class _Listing:
+    """One opendir: the entries as they were when it was (re)wound, and what was offered last."""
+
+    __slots__ = ("lnames", "node", "offered")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.lnames: list[bytes] | None = None
+        self.offered: dict[int, Node] = {}
+
+
+class FileSystem:
+    """Files and directories over an unlocked vault. Recovers from an unclean stop when made."""
+
+    def __init__(self, vault: Vault, options: FsOptions | None = None) -> None:
+        self.vault = vault
+        self.options = options or FsOptions()
+        self._lock = threading.RLock()
+        self._nodes = NodeTable(os.fstat(vault.tree_fd).st_ino)
+        self._directories = DirectoryCache(vault)
+        pending = recover(vault) if not vault.read_only else overlays(vault)
+        self._committer = Committer(vault, self._directories, self._lock)
+        self._committer.on_idle_file = self._idle
+        self._objects = Objects(vault, self._nodes, self._directories, self._committer, pending)
+        self._names = Namespace(
+            vault, self._lock, self._nodes, self._directories, self._objects, self._committer,
+            SmallChunks(self.options.small_chunk_patterns),
+        )  # fmt: skip
+        self._handles: dict[int, File] = {}
+        self._listings: dict[int, _Listing] = {}
+        self._numbers = itertools.count(1)
+        self._read_bytes = self._written_bytes = 0
+        # The root must open, else there is nothing to serve.
+        try:
+            self._directories.get(self._nodes.root)
+        except OSError:
+            raise IntegrityError(
+                f"the header of the root directory of {vault.path} is damaged and no copy of it opens"
+            ) from None
+        if not vault.read_only:
+            vault.state.begin()
+            self._committer.start()
+
+    # -- inodes ------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> Attr:
+        return self._names.lookup(parent, name)
+
+    def forget(self, ino: int, count: int) -> None:
+        with self._lock:
+            self._nodes.forget(ino, count)
+
+    def remember(self, ino: int) -> None:
+        """Take a reference on an entry that `readdir` has just delivered."""
+        with self._lock:
+            node = self._nodes.find(ino)
+            if node is None or node.dead:
+                for listing in self._listings.values():
+                    if ino in listing.offered:
+                        node = listing.offered[ino]
+                        break
+            if node is not None:
+                self._nodes.reference(node)
+
+    def getattr(self, ino: int) -> Attr:
+        with self._lock:
+            self._directories.trim()
+            return self._objects.attr(self._nodes.get(ino))
+
+    def setattr(self, ino: int, change: SetAttr, handle: int | None = None) -> Attr:
+        self._require_writable()
+        with self._lock:
+            self._directories.trim()
+            node = self._nodes.get(ino)
+            if node.is_dir:
+                return self._set_directory(node, change)
+            file = self._handles[handle] if handle is not None else self._objects.open(node)
+            file.handles += 1
+        try:
+            if change.size is not None:
+                if not stat.S_ISREG(file.header.st_mode):
+                    raise error(errno.EINVAL)
+                file.truncate(change.size)
+            file.change(change)
+            return self._objects.file_attr(file)
+        finally:
+            self._put(file)
+
+    def _set_directory(self, node: Node, change: SetAttr) -> Attr:
+        if change.size is not None:
+            raise error(errno.EISDIR)
+        directory = self._directories.get(node)
+        if change.mode is not None or change.uid is not None or change.gid is not None:
+            header = directory.header.copy()
+            header.mode = header.mode if change.mode is None else change.mode & 0o7777
+            header.uid = header.uid if change.uid is None else change.uid
+            header.gid = header.gid if change.gid is None else change.gid
+            self._write_directory(node, directory, header)
+        st = os.fstat(directory.fd)
+        if change.atime_ns is not None or change.mtime_ns is not None:
+            times = (
+                st.st_atime_ns if change.atime_ns is None else change.atime_ns,
+                st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns,
+            )
+            os.utime(directory.fd, ns=times)
+            st = os.fstat(directory.fd)
+        return self._objects.directory_attr(node, directory.header, st)
+
+    def _write_directory(self, node: Node, directory: Directory, header: Header) -> None:
+        header.generation += 1
+        header.epoch = self.vault.codec.current_epoch
+        directory.slot = self._directories.write_header(directory.fd, header, directory.slot)
+        directory.header = header
+        above = self._directories.get(node.parent).header.object_id if node.parent else bytes(16)
+        self.vault.dirlog.append(self.vault.codec.pack(header), above)
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def create(self, parent: int, name: bytes, mode: int, owner: Owner, flags: int) -> tuple[int, Attr]:
+        self._require_writable()
+        with self._lock:
+            try:
+                file = self._names.create(parent, name, mode, owner)
+            except FileExistsError:
+                if flags & os.O_EXCL:
+                    raise
+            else:
+                return self._handle(file), self._objects.file_attr(file)
+            attr = self.lookup(parent, name)
+            try:
+                return self.open(attr.ino, flags), self.getattr(attr.ino)
+            except BaseException:
+                self.forget(attr.ino, 1)
+                raise
+
+    def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Attr:
+        self._require_writable()
+        return self._names.mkdir(parent, name, mode, owner)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Attr:
+        self._require_writable()
+        return self._names.mknod(parent, name, mode, rdev, owner)
+
+    def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Attr:
+        self._require_writable()
+        return self._names.symlink(parent, name, target, owner)
+
+    def link(self, ino: int, new_parent: int, new_name: bytes) -> Attr:
+        self._require_writable()
+        return self._names.link(ino, new_parent, new_name)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self._require_writable()
+        self._names.unlink(parent, name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        self._require_writable()
+        self._names.rmdir(parent, name)
+
+    def rename(
+        self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int = 0
+    ) -> None:
+        self._require_writable()
+        self._names.rename(parent_old, name_old, parent_new, name_new, flags)
+
+    def readlink(self, ino: int) -> bytes:
+        with self._lock:
+            self._directories.trim()
+            file = self._objects.open(self._nodes.get(ino))
+            file.handles += 1
+        try:
+            if not stat.S_ISLNK(file.header.st_mode):
+                raise error(errno.EINVAL)
+            return bytes(file.read(0, file.size))
+        finally:
+            self._put(file)
+
+    # -- listing ---------------------------------------------------------------------------------
+
+    def opendir(self, ino: int) -> int:
+        with self._lock:
+            node = self._nodes.get(ino)
+            if not node.is_dir:
+                raise error(errno.ENOTDIR)
+            number = next(self._numbers)
+            self._listings[number] = _Listing(node)
+            return number
+
+    def readdir(self, dh: int, offset: int) -> Iterator[tuple[bytes, Attr, int]]:
+        """Entries after `offset`; an entry that is damaged has no links (`nlink` 0) and no size."""
+        listing = self._listings[dh]
+        with self._lock:
+            listing.offered.clear()
+            self._directories.trim()
+            directory = self._directories.get(listing.node)
+            if offset == 0 or listing.lnames is None:
+                listing.lnames = directory.entries()
+            for position in range(offset, len(listing.lnames)):
+                lname = listing.lnames[position]
+                try:
+                    name = directory.plain_name(lname)
+                    node, attr = self._objects.look(listing.node, directory, lname)
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+                except NameInvalid:
+                    log.error("a name does not decrypt in its directory: it is not shown")
+                    continue
+                except OSError as problem:
+                    if problem.errno != errno.EIO:
+                        raise
+                    yield name, _DAMAGED, position + 1
+                    continue
+                listing.offered[node.ino] = node
+                yield name, attr, position + 1
+
+    def releasedir(self, dh: int) -> None:
+        with self._lock:
+            self._listings.pop(dh, None)
+
+    # -- content -----------------------------------------------------------------------------------
+
+    def open(self, ino: int, flags: int) -> int:
+        if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
+            self._require_writable()
+        with self._lock:
+            self._directories.trim()
+            node = self._nodes.get(ino)
+            if node.is_dir:
+                raise error(errno.EISDIR)
+            file = self._objects.open(node)
+            number = self._handle(file)
+        if flags & os.O_TRUNC and file.size:
+            try:
+                file.truncate(0)
+            except BaseException:
+                self.release(number)
+                raise
+        return number
+
+    def _handle(self, file: File) -> int:
+        number = next(self._numbers)
+        file.handles += 1
+        self._handles[number] = file
+        return number
+
+    def read(self, handle: int, offset: int, size: int) -> Buffer:
+        data = self._handles[handle].read(offset, size)
+        self._read_bytes += len(data)
+        return data
+
+    def write(self, handle: int, offset: int, data: Buffer) -> int:
+        written = self._handles[handle].write(offset, data)
+        self._written_bytes += written
+        return written
+
+    def flush(self, handle: int) -> None:
+        if not self.vault.read_only:
+            self._handles[handle].flush()
+
+    def fsync(self, handle: int, datasync: bool = False) -> None:
+        """Durable when it returns. `datasync` spares nothing: the header is in the same sync."""
+        if not self.vault.read_only:
+            self._committer.fsync(self._handles[handle])
+
+    def release(self, handle: int) -> None:
+        with self._lock:
+            file = self._handles.pop(handle)
+        self._put(file)
+
+    def _put(self, file: File) -> None:
+        """Give back one use of a file."""
+        try:
+            if file.handles == 1 and not file.unlinked and not self.vault.read_only:
+                file.flush()
+        finally:
+            with self._lock:
+                file.handles -= 1
+                self._objects.drop(file)
+
+    def _idle(self, file: File) -> None:
+        with self._lock:
+            self._objects.drop(file)
+
+    def fsyncdir(self, ino: int) -> None:
+        """Names, headers and the entries' own headers survive a power cut."""
+        if self.vault.read_only:
+            return
+        with self._lock:
+            node = self._nodes.get(ino)
+            unsettled = self._committer.unsettled_below(node)
+            files = []
+            for child in unsettled:
+                try:
+                    file = self._objects.open(child)
+                except OSError:
+                    continue  # renamed or removed meanwhile: its own directory has it now
+                file.handles += 1
+                files.append(file)
+        for file in files:
+            try:
+                self._committer.make_durable(file)
+            finally:
+                self._put(file)
+        self._committer.sync_places(node)
+
+    # -- extended attributes ------------------------------------------------------------------------
+
+    def _attributes(self, node: Node) -> tuple[Header, dict[bytes, bytes]]:
+        if not self.options.xattrs:
+            raise error(errno.ENOTSUP)
+        header = self._directories.get(node).header if node.is_dir else self._objects.open(node).header
+        if not header.flags & FLAG_XATTR:
+            return header, {}
+        try:
+            return header, self.vault.xattrs.load(header.object_id, header.key)
+        except IntegrityError:
+            log.error("object %s: its extended attributes are damaged", header.object_id.hex())
+            raise eio() from None
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        with self._lock, self._using(ino) as node:
+            try:
+                return self._attributes(node)[1][name]
+            except KeyError:
+                raise error(errno.ENODATA) from None
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        with self._lock, self._using(ino) as node:
+            return list(self._attributes(node)[1])
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        self._require_writable()
+        if len(value) > XATTR_VALUE_MAX:
+            raise error(errno.E2BIG)
+        with self._lock, self._using(ino) as node:
+            header, attributes = self._attributes(node)
+            if flags & XATTR_CREATE and name in attributes:
+                raise error(errno.EEXIST)
+            if flags & XATTR_REPLACE and name not in attributes:
+                raise error(errno.ENODATA)
+            attributes[name] = value
+            if sum(len(key) + len(data) for key, data in attributes.items()) > XATTR_TOTAL_MAX:
+                raise error(errno.ENOSPC)
+            # The attributes are there before the header says so: a power cut in between shows none.
+            self.vault.xattrs.save(header.object_id, header.key, attributes)
+            if not header.flags & FLAG_XATTR:
+                self._flag_xattrs(node, True)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        self._require_writable()
+        with self._lock, self._using(ino) as node:
+            header, attributes = self._attributes(node)
+            if attributes.pop(name, None) is None:
+                raise error(errno.ENODATA)
+            if attributes:
+                self.vault.xattrs.save(header.object_id, header.key, attributes)
+            else:
+                self._flag_xattrs(node, False)
+                self.vault.xattrs.remove(header.object_id)
+
+    @contextmanager
+    def _using(self, ino: int) -> Iterator[Node]:
+        """A node whose file, if it is one, stays open until the end."""
+        self._directories.trim()
+        node = self._nodes.get(ino)
+        if node.is_dir:
+            yield node
+            return
+        file = self._objects.open(node)
+        file.handles += 1
+        try:
+            yield node
+        finally:
+            self._put(file)
+
+    def _flag_xattrs(self, node: Node, on: bool) -> None:
+        if node.is_dir:
+            directory = self._directories.get(node)
+            header = directory.header.copy()
+            header.flags = header.flags | FLAG_XATTR if on else header.flags & ~FLAG_XATTR
+            self._write_directory(node, directory, header)
+        else:
+            file = self._objects.open(node)
+            file.header.flags = file.header.flags | FLAG_XATTR if on else file.header.flags & ~FLAG_XATTR
+            file.touch_ctime()
+
+    # -- the whole ------------------------------------------------------------------------------------
+
+    def statfs(self) -> StatFs:
+        st = os.fstatvfs(self.vault.tree_fd)
+        return StatFs(
+            st.f_bsize, st.f_frsize, st.f_blocks, st.f_bfree, st.f_bavail,
+            st.f_files, st.f_ffree, st.f_favail, NAME_MAX,
+        )  # fmt: skip
+
+    def sync(self) -> None:
+        """Make everything durable that was written so far."""
+        if self.vault.read_only:
+            return
+        for file in self._files():
+            file.flush()
+        self._committer.sync_all()
+        for file in self._files():
+            if file.unsynced and not file.unlinked:
+                self._committer.make_durable(file)
+
+    def _files(self) -> list[File]:
+        with self._lock:
+            return [node.file for node in self._nodes if node.file is not None]
+
+    def stats(self) -> dict[str, Any]:
+        """Counters for status reports; sizes in bytes."""
+        return {
+            "open_files": len(self._handles),
+            "open_directories": len(self._listings),
+            "inodes": len(self._nodes),
+            "bytes_read": self._read_bytes,
+            "bytes_written": self._written_bytes,
+            "journal_bytes": self.vault.journal.size,
+            "dirty_bytes": sum(file.dirty_bytes() for file in set(self._handles.values())),
+            "unclean_sessions": len(self.vault.state.unclean),
+        }
+
+    def close(self) -> None:
+        """Sync everything and record a clean stop. The vault itself stays open for its owner to close."""
+        self._committer.stop()
+        try:
+            if not self.vault.read_only:
+                self.sync()
+                self.vault.state.end()
+        finally:
+            with self._lock:
+                for file in self._files():
+                    file.close()
+                self._directories.close()
+
+    def _require_writable(self) -> None:
+        if self.vault.read_only:
+            raise error(errno.EROFS)
+
+
+_DAMAGED = Attr(0, stat.S_IFREG, 0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -1,0 +1,452 @@
+"""Names: lookup, create, link, rename, remove.
+
+Every public method holds the namespace lock for its whole duration, and takes it before
+any file's lock. Lower calls are single system calls that the lower file system makes atomic,
+so a power cut leaves each name old or new.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+
+from cryptfs.fs.commit import Committer
+from cryptfs.fs.directory import Directory, DirectoryCache
+from cryptfs.fs.file import File
+from cryptfs.fs.nodes import Node, NodeTable
+from cryptfs.fs.objects import Objects
+from cryptfs.fs.options import SmallChunks
+from cryptfs.fs.types import Attr, Owner
+from cryptfs.vault.content import DEFAULT_CHUNK_LOG2, SMALL_CHUNK_LOG2
+from cryptfs.vault.diskio import pwrite_all, renameat2
+from cryptfs.vault.header import DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
+from cryptfs.vault.names import DIR_HEADER, is_entry
+from cryptfs.vault.vault import Vault
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+SYMLINK_MAX = 4095
+
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+class Namespace:
+    """The tree of names of one vault."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        lock: threading.RLock,
+        nodes: NodeTable,
+        directories: DirectoryCache,
+        objects: Objects,
+        committer: Committer,
+        small_chunks: SmallChunks,
+    ) -> None:
+        self._vault = vault
+        self._lock = lock
+        self._nodes = nodes
+        self._directories = directories
+        self._objects = objects
+        self._committer = committer
+        self._small_chunks = small_chunks
+
+    def _enter(self, parent: int) -> tuple[Node, Directory]:
+        self._directories.trim()
+        node = self._nodes.get(parent)
+        if not node.is_dir:
+            raise error(errno.ENOTDIR)
+        if node.dead:
+            raise error(errno.ENOENT)
+        return node, self._directories.get(node)
+
+    def lookup(self, parent: int, name: bytes) -> Attr:
+        with self._lock:
+            node, directory = self._enter(parent)
+            found, attr = self._objects.look(node, directory, directory.lower_name(name)[0])
+            self._nodes.reference(found)
+            return attr
+
+    # -- making ----------------------------------------------------------------------------------
+
+    def _header(
+        self, kind: int, chunk_log2: int, mode: int, owner: Owner, above: Header, rdev: int = 0
+    ) -> Header:
+        now = time.time_ns()
+        gid = owner.gid
+        if above.mode & stat.S_ISGID:
+            # As on ext4: what is made in a set-group-ID directory belongs to its group.
+            gid = above.gid
+            if kind == DIRECTORY:
+                mode |= stat.S_ISGID
+        return Header(
+            kind, chunk_log2, 0, self._vault.codec.current_epoch, mode & 0o7777, 1, os.urandom(16),
+            self._vault.session, owner.uid, gid, rdev, now, now, now, now, os.urandom(32),
+        )  # fmt: skip
+
+    def create(self, parent: int, name: bytes, mode: int, owner: Owner) -> File:
+        """A new regular file in use, with one reference taken; EEXIST if the name is there."""
+        with self._lock:
+            node, directory = self._enter(parent)
+            log2 = SMALL_CHUNK_LOG2 if self._small_chunks(name) else DEFAULT_CHUNK_LOG2
+            header = self._header(FILE, log2, mode, owner, directory.header)
+            return self._make(node, directory, name, header)
+
+    def _make(self, parent: Node, directory: Directory, name: bytes, header: Header) -> File:
+        """An object file with its header; on disk it is complete but for its content."""
+        lname, text = directory.lower_name(name)
+        directory.add_long(lname, text, self._vault.modes.file)
+        try:
+            fd = os.open(lname, _CREATE, self._vault.modes.file, dir_fd=directory.fd)
+        except FileExistsError:
+            try:
+                self._objects.look(parent, directory, lname)
+            except FileNotFoundError:  # it was a remnant of a power cut, now gone
+                fd = os.open(lname, _CREATE, self._vault.modes.file, dir_fd=directory.fd)
+            else:
+                raise
+        try:
+            pwrite_all(fd, self._vault.codec.pack(header), 0)
+            ino = self._nodes.number(os.fstat(fd).st_ino)
+        except BaseException:
+            os.close(fd)
+            os.unlink(lname, dir_fd=directory.fd)
+            directory.drop_long(lname)
+            raise
+        node = self._nodes.place(ino, parent, lname, False)
+        file = File(self._committer, node, fd, header, -1, -1, False)
+        node.file = file
+        self._nodes.reference(node)
+        self._committer.entry_changed(parent)
+        return file
+
+    def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Attr:
+        if len(target) > SYMLINK_MAX:
+            raise error(errno.ENAMETOOLONG)
+        with self._lock:
+            node, directory = self._enter(parent)
+            header = self._header(SYMLINK, SMALL_CHUNK_LOG2, 0o777, owner, directory.header)
+            return self._finish(self._make(node, directory, name, header), target)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Attr:
+        with self._lock:
+            node, directory = self._enter(parent)
+            kind = KIND_OF_TYPE.get(stat.S_IFMT(mode) or stat.S_IFREG)
+            if kind is None or kind in (DIRECTORY, SYMLINK):
+                raise error(errno.EINVAL)
+            log2 = 0
+            if kind == FILE:
+                log2 = SMALL_CHUNK_LOG2 if self._small_chunks(name) else DEFAULT_CHUNK_LOG2
+            header = self._header(kind, log2, mode, owner, directory.header, rdev)
+            return self._finish(self._make(node, directory, name, header), b"")
+
+    def _finish(self, file: File, content: bytes) -> Attr:
+        """Write the content of an object that nobody has open, and its attributes."""
+        try:
+            if file.header.chunk_log2:
+                file.write(0, content)
+            file.flush()
+            return self._objects.file_attr(file)
+        except OSError:
+            node = file.node
+            assert node.parent is not None
+            directory = self._directories.get(node.parent)
+            os.unlink(node.lname, dir_fd=directory.fd)
+            directory.drop_long(node.lname)
+            file.unlinked = node.dead = True
+            self._nodes.forget(node.ino, 1)
+            raise
+        finally:
+            self._objects.drop(file)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Attr:
+        """On disk: the directory, then its header in it, then the copy; without a header it is a remnant."""
+        with self._lock:
+            node, directory = self._enter(parent)
+            header = self._header(DIRECTORY, 0, mode, owner, directory.header)
+            lname, text = directory.lower_name(name)
+            directory.add_long(lname, text, self._vault.modes.file)
+            try:
+                os.mkdir(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
+            except FileExistsError:
+                self._clear_remnant(node, directory, lname)
+                os.mkdir(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
+            fd = -1
+            try:
+                fd = os.open(
+                    lname, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd
+                )
+                self._directories.write_header(fd, header, -1)
+                self._vault.dirlog.append(self._vault.codec.pack(header), directory.header.object_id)
+                st = os.fstat(fd)
+            except BaseException:
+                if fd >= 0:
+                    self._unlink_quietly(DIR_HEADER, fd)
+                    os.close(fd)
+                os.rmdir(lname, dir_fd=directory.fd)
+                directory.drop_long(lname)
+                raise
+            made = self._nodes.place(self._nodes.number(st.st_ino), node, lname, True)
+            self._directories.insert(made.ino, Directory(fd, header, 0))
+            self._nodes.reference(made)
+            self._committer.entry_changed(node)
+            return self._objects.directory_attr(made, header, st)
+
+    def _clear_remnant(self, parent: Node, directory: Directory, lname: bytes) -> None:
+        """Remove a directory that a power cut left without header and content; EEXIST for any other."""
+        try:
+            self._objects.look(parent, directory, lname)
+        except FileNotFoundError:
+            self._remove_tree_remnant(directory, lname)
+        else:
+            raise error(errno.EEXIST)
+
+    def _remove_tree_remnant(self, directory: Directory, lname: bytes) -> None:
+        try:
+            fd = os.open(
+                lname, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            self._unlink_quietly(DIR_HEADER, fd)
+        finally:
+            os.close(fd)
+        os.rmdir(lname, dir_fd=directory.fd)
+
+    @staticmethod
+    def _unlink_quietly(name: bytes, dir_fd: int) -> None:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except FileNotFoundError:
+            pass
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attr:
+        with self._lock:
+            node, directory = self._enter(parent)
+            source = self._nodes.get(ino)
+            if source.is_dir:
+                raise error(errno.EPERM)
+            if source.dead or source.parent is None:
+                raise error(errno.ENOENT)
+            above = self._directories.get(source.parent)
+            lname, text = directory.lower_name(name)
+            directory.add_long(lname, text, self._vault.modes.file)
+            os.link(source.lname, lname, src_dir_fd=above.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+            self._committer.entry_changed(node, source.parent)
+            file = self._objects.open(source)
+            try:
+                file.touch_ctime()
+                self._nodes.reference(source)
+                return self._objects.file_attr(file)
+            finally:
+                self._objects.drop(file)
+
+    # -- removing ----------------------------------------------------------------------------------
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        with self._lock:
+            node, directory = self._enter(parent)
+            lname, _ = directory.lower_name(name)
+            st = os.stat(lname, dir_fd=directory.fd, follow_symlinks=False)
+            if stat.S_ISDIR(st.st_mode):
+                raise error(errno.EISDIR)
+            target = self._nodes.find(self._nodes.number(st.st_ino))
+            if st.st_nlink > 1:
+                self._settle_links(target)
+            os.unlink(lname, dir_fd=directory.fd)
+            directory.drop_long(lname)
+            self._committer.entry_changed(node)
+            self._gone(self._nodes.number(st.st_ino), target, st.st_nlink, node, lname)
+
+    def _settle_links(self, node: Node | None) -> None:
+        """Before one of several names goes: the journal must not need it to find the object."""
+        if node is not None and node.file is not None and self._committer.needs(node.file):
+            self._committer.checkpoint(node.file)
+
+    def _gone(self, ino: int, node: Node | None, links: int, parent: Node, lname: bytes) -> None:
+        """An object lost the name `lname`; it had `links` of them."""
+        if links > 1:
+            if node is not None:
+                if node.file is not None:
+                    node.file.touch_ctime()
+                if node.parent is parent and node.lname == lname:
+                    # Its other names are found again by the next lookup.
+                    node.parent = None
+            return
+        self._committer.deleted(node.file if node else None, ino)
+        if node is not None:
+            node.dead = True
+            if node.file is not None:
+                node.file.unlinked = True
+                self._objects.drop(node.file)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """On disk: the header goes first; a directory without header and entries is a remnant."""
+        with self._lock:
+            node, directory = self._enter(parent)
+            lname, _ = directory.lower_name(name)
+            found, _attr = self._objects.look(node, directory, lname)
+            if not found.is_dir:
+                raise error(errno.ENOTDIR)
+            inner = self._directories.get(found)
+            self._require_empty(found, inner)
+            self._remove_directory(found, inner, directory, lname)
+            directory.drop_long(lname)
+            self._committer.entry_changed(node)
+
+    def _require_empty(self, node: Node, directory: Directory) -> None:
+        for lname in directory.entries():
+            try:
+                self._objects.look(node, directory, lname)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                pass  # damaged, but there
+            raise error(errno.ENOTEMPTY)
+
+    def _remove_directory(self, node: Node, inner: Directory, above: Directory, lname: bytes) -> None:
+        for leftover in map(os.fsencode, os.listdir(inner.fd)):
+            if not is_entry(leftover) and leftover != DIR_HEADER:
+                self._unlink_quietly(leftover, inner.fd)
+        self._unlink_quietly(DIR_HEADER, inner.fd)
+        try:
+            os.rmdir(lname, dir_fd=above.fd)
+        except OSError:
+            self._directories.write_header(inner.fd, inner.header, -1)
+            raise
+        node.dead = True
+        self._directories.discard(node.ino)
+        self._committer.directory_gone(node.ino)
+
+    # -- renaming ------------------------------------------------------------------------------------
+
+    def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """Atomic: the target is the old object or the new one.
+
+        What the journal knows by its path is put in place first, and a file that replaces
+        another is durable before it does.
+        """
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+            raise error(errno.EINVAL)
+        while not self._try_rename(old_parent, old_name, new_parent, new_name, flags):
+            pass
+
+    def _try_rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> bool:
+        with self._lock:
+            old_node, _ = self._enter(old_parent)
+            new_node = self._nodes.get(new_parent)
+            if not new_node.is_dir:
+                raise error(errno.ENOTDIR)
+            new_dir = self._directories.get(new_node)
+            old_dir = self._directories.get(old_node)
+            old_lname, _ = old_dir.lower_name(old_name)
+            new_lname, new_text = new_dir.lower_name(new_name)
+            source, source_attr = self._objects.look(old_node, old_dir, old_lname)
+            target: Node | None = None
+            target_attr: Attr | None = None
+            try:
+                target, target_attr = self._objects.look(new_node, new_dir, new_lname)
+            except FileNotFoundError:
+                pass
+            self._check_rename(source, source_attr, target, target_attr, flags)
+            if target is not None and target.ino == source.ino and not flags & RENAME_EXCHANGE:
+                return True  # two names of one file: nothing happens
+            self._prepare(source, target, flags)
+            with self._committer.places:
+                if self._journal_needs(source, target, flags):
+                    return False
+                if not flags & RENAME_EXCHANGE:
+                    new_dir.add_long(new_lname, new_text, self._vault.modes.file)
+                self._lower_rename(old_dir, old_lname, new_dir, new_lname, source, target, flags)
+                source.parent, source.lname = new_node, new_lname
+                self._committer.moved(source)
+                if flags & RENAME_EXCHANGE and target is not None:
+                    target.parent, target.lname = old_node, old_lname
+                    self._committer.moved(target)
+            if not flags & RENAME_EXCHANGE:
+                old_dir.drop_long(old_lname)
+                if target is not None and target_attr is not None and not target.is_dir:
+                    self._gone(target.ino, target, target_attr.nlink, new_node, new_lname)
+            self._committer.entry_changed(new_node, old_node)
+            if flags & RENAME_EXCHANGE:
+                self._committer.entry_changed(old_node, new_node)
+            return True
+
+    @staticmethod
+    def _check_rename(
+        source: Node, source_attr: Attr, target: Node | None, attr: Attr | None, flags: int
+    ) -> None:
+        if flags & RENAME_NOREPLACE and target is not None:
+            raise error(errno.EEXIST)
+        if flags & RENAME_EXCHANGE:
+            if target is None:
+                raise error(errno.ENOENT)
+            return
+        if target is not None and target.ino != source.ino:
+            if source.is_dir and not target.is_dir:
+                raise error(errno.ENOTDIR)
+            if target.is_dir and not source.is_dir:
+                raise error(errno.EISDIR)
+
+    def _prepare(self, source: Node, target: Node | None, flags: int) -> None:
+        if target is not None and target.is_dir and not flags & RENAME_EXCHANGE:
+            self._require_empty(target, self._directories.get(target))
+        for node in (source, target):
+            if node is None:
+                continue
+            if node.is_dir:
+                if self._committer.journal.any_live():
+                    self._committer.checkpoint_all()
+            elif node.file is not None and self._committer.needs(node.file):
+                self._committer.checkpoint(node.file)
+                self._objects.drop(node.file)
+        if target is not None and not source.is_dir:
+            # The new file replaces one that may be durable: its content must be so first.
+            if source.file is None and self._committer.unsettled(source.ino) is None:
+                return
+            self._nodes.keep(source)
+            file = self._objects.open(source)
+            try:
+                self._committer.make_durable(file)
+            finally:
+                self._objects.drop(file)
+
+    def _journal_needs(self, source: Node, target: Node | None, flags: int) -> bool:
+        journal = self._committer.journal
+        if source.is_dir or (target is not None and target.is_dir and flags & RENAME_EXCHANGE):
+            return journal.any_live()
+        return any(
+            node is not None and node.file is not None and journal.live(node.file.header.object_id)
+            for node in (source, target)
+        )
+
+    def _lower_rename(
+        self,
+        old: Directory,
+        old_l: bytes,
+        new: Directory,
+        new_l: bytes,
+        source: Node,
+        target: Node | None,
+        flags: int,
+    ) -> None:
+        if flags & RENAME_EXCHANGE:
+            renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
+        elif target is not None and target.is_dir:
+            # The target's own header makes its ciphertext directory non-empty: exchange the
+            # two, which is atomic, and remove what is then under the old name.
+            inner = self._directories.get(target)
+            renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
+            self._remove_directory(target, inner, old, old_l)
+        else:
+            os.rename(old_l, new_l, src_dir_fd=old.fd, dst_dir_fd=new.fd)

@@ -1,0 +1,122 @@
+"""The inodes that the kernel knows: numbers, references, and where they lie.
+
+A node's number is that of its ciphertext file, so it stays the same over mounts and for
+all hard links. A node lives as long as somebody holds a reference; nothing here grows
+with the number of files ever touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptfs.fs.file import File
+
+ROOT = 1
+
+
+def stale() -> OSError:
+    """The inode is gone, or nobody knows any more where it lies."""
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class Node:
+    """One inode: its place (parent and ciphertext name) and its content while in use."""
+
+    __slots__ = ("dead", "file", "generation", "ino", "is_dir", "lname", "lookups", "parent")
+
+    def __init__(self, ino: int, parent: Node | None, lname: bytes, is_dir: bool) -> None:
+        self.ino = ino
+        self.parent = parent
+        self.lname = lname
+        self.is_dir = is_dir
+        self.lookups = 0
+        self.generation = 0
+        self.dead = False
+        """The last name is gone; the number may come back as another object."""
+        self.file: File | None = None
+
+    def path(self) -> bytes:
+        """Ciphertext path relative to `tree/`; ESTALE when the place is not known any more."""
+        parts: list[bytes] = []
+        node: Node | None = self
+        while node is not None and node.ino != ROOT:
+            parts.append(node.lname)
+            node = node.parent
+        if node is None:
+            raise stale()
+        return b"/".join(reversed(parts))
+
+
+class NodeTable:
+    """Nodes by number. The caller holds the namespace lock."""
+
+    def __init__(self, root_ino: int) -> None:
+        self._root_ino = root_ino
+        self.root = Node(ROOT, None, b"", True)
+        self.root.lookups = 1
+        self._nodes: dict[int, Node] = {ROOT: self.root}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(list(self._nodes.values()))
+
+    def number(self, lower_ino: int) -> int:
+        """The inode number shown for a ciphertext file's number."""
+        if lower_ino == self._root_ino:
+            return ROOT
+        # Number 1 stands for the root; a file system whose numbers begin at 1 has its 1 elsewhere.
+        return lower_ino if lower_ino != ROOT else self._root_ino
+
+    def get(self, ino: int) -> Node:
+        """The node; ESTALE if nobody should know it."""
+        try:
+            return self._nodes[ino]
+        except KeyError:
+            raise stale() from None
+
+    def find(self, ino: int) -> Node | None:
+        return self._nodes.get(ino)
+
+    def place(self, ino: int, parent: Node, lname: bytes, is_dir: bool) -> Node:
+        """The node of an entry just seen, known or new, without a reference taken."""
+        node = self._nodes.get(ino)
+        if node is None or node.dead:
+            fresh = Node(ino, parent, lname, is_dir)
+            if node is not None:
+                # The number was given to another object while the kernel still holds
+                # the old one: a new generation tells them apart, the references add up.
+                fresh.generation = node.generation + 1
+                fresh.lookups = node.lookups
+                self._nodes[ino] = fresh
+            return fresh
+        node.parent = parent
+        node.lname = lname
+        return node
+
+    def reference(self, node: Node) -> None:
+        """Take a reference for the kernel."""
+        node.lookups += 1
+        self._nodes[node.ino] = node
+
+    def keep(self, node: Node) -> None:
+        """Register a node that is in use by us."""
+        self._nodes.setdefault(node.ino, node)
+
+    def forget(self, ino: int, count: int) -> None:
+        """Give back `count` references."""
+        node = self._nodes.get(ino)
+        if node is None:
+            return
+        node.lookups = max(0, node.lookups - count)
+        self.release(node)
+
+    def release(self, node: Node) -> None:
+        """Drop the node if nothing holds it."""
+        if node.lookups == 0 and node.file is None and node.ino != ROOT and self._nodes.get(node.ino) is node:
+            del self._nodes[node.ino]

@@ -1,0 +1,262 @@
+"""Ciphertext objects seen from above: which inode an entry is, its attributes, its content."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import NamedTuple
+
+from cryptfs.fs.commit import Committer
+from cryptfs.fs.directory import Directory, DirectoryCache, eio
+from cryptfs.fs.file import Buffer, File
+from cryptfs.fs.nodes import Node, NodeTable, stale
+from cryptfs.fs.types import Attr
+from cryptfs.vault.content import Geometry
+from cryptfs.vault.header import (
+    AREA_SIZE,
+    FILE,
+    READ_SIZE,
+    SLOT_OFFSETS,
+    SLOT_SIZE,
+    SYMLINK,
+    Header,
+    HeaderInvalid,
+    HeaderMissing,
+)
+from cryptfs.vault.journal import Record
+from cryptfs.vault.vault import Vault
+
+log = logging.getLogger(__name__)
+
+_OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_GEOMETRIES = {log2: Geometry(log2) for log2 in range(12, 21)}
+
+
+class Ghost(Exception):
+    """A remnant of a power cut: an object file whose header never became durable."""
+
+
+class Lower(NamedTuple):
+    """A regular object file as it stands: header, its slot, ciphertext length, journal overlay."""
+
+    header: Header
+    slot: int
+    length: int
+    overlay: dict[int, Buffer]
+
+
+def plain_size(header: Header, length: int) -> int | None:
+    """Plaintext length of an object, None if no content has that ciphertext length."""
+    if header.kind == FILE or header.kind == SYMLINK:
+        return _GEOMETRIES[header.chunk_log2].plain_size(length)
+    return 0
+
+
+class Objects:
+    """Reads headers, builds attributes, opens content. The caller holds the namespace lock."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        nodes: NodeTable,
+        directories: DirectoryCache,
+        committer: Committer,
+        overlays: dict[bytes, list[Record]],
+    ) -> None:
+        self._vault = vault
+        self._nodes = nodes
+        self._directories = directories
+        self._committer = committer
+        self._overlays = overlays
+        self._access = os.O_RDONLY if vault.read_only else os.O_RDWR
+
+    # -- entries -----------------------------------------------------------------------------
+
+    def look(self, parent: Node, directory: Directory, lname: bytes) -> tuple[Node, Attr]:
+        """The node and attributes of an entry, without a reference.
+
+        FileNotFoundError if there is none (or only a remnant of a power cut), EIO if it is damaged.
+        """
+        fd = os.open(lname, os.O_RDONLY | _OPEN, dir_fd=directory.fd)
+        keep = False
+        try:
+            st = os.fstat(fd)
+            ino = self._nodes.number(st.st_ino)
+            if stat.S_ISREG(st.st_mode):
+                node = self._nodes.place(ino, parent, lname, False)
+                if node.file is not None:
+                    return node, self.file_attr(node.file, st)
+                return node, self._object_attr(node, directory, fd, st)
+            if not stat.S_ISDIR(st.st_mode):
+                raise eio()
+            node = self._nodes.place(ino, parent, lname, True)
+            known = self._directories.cached(ino)
+            if known is None:
+                header, slot = self._directories.read_header(fd, directory.header.object_id)
+                known = self._directories.insert(ino, Directory(fd, header, slot))
+                keep = True
+            return node, self.directory_attr(node, known.header, st)
+        except Ghost:
+            self._bury(directory, lname)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+        finally:
+            if not keep:
+                os.close(fd)
+
+    def _bury(self, directory: Directory, lname: bytes) -> None:
+        """Remove a remnant: it holds nothing that could ever be read."""
+        log.warning("an object that was being created when the power failed was never synced and is gone")
+        if not self._vault.read_only:
+            os.unlink(lname, dir_fd=directory.fd)
+
+    def _object_attr(self, node: Node, directory: Directory, fd: int, st: os.stat_result) -> Attr:
+        lower = self._read_lower(fd, st)
+        header = lower.header
+        size = plain_size(header, lower.length)
+        if size is None or header.session in self._vault.state.unclean:
+            file = self._file(node, os.open(node.lname, self._access | _OPEN, dir_fd=directory.fd), lower)
+            try:
+                if not self._vault.read_only:
+                    file.flush()
+                size = file.size
+            finally:
+                self.drop(file)
+        return _attr(node, header, st, size)
+
+    def _read_lower(self, fd: int, st: os.stat_result) -> Lower:
+        area = os.pread(fd, READ_SIZE, 0)
+        length = st.st_size
+        overlay: dict[int, Buffer] = {}
+        if self._overlays:
+            area, length, overlay = self._overlaid(area, length)
+        try:
+            header, slot = self._vault.codec.read(area)
+        except HeaderMissing:
+            if self._vault.state.unclean:
+                raise Ghost from None
+            log.error("an object has no header")
+            raise eio() from None
+        except HeaderInvalid as error:
+            log.error("an object's header is damaged: %s", error)
+            raise eio() from None
+        if header.kind not in (FILE, SYMLINK) and not 3 <= header.kind <= 7:
+            raise eio()
+        return Lower(header, slot, length, overlay)
+
+    def _overlaid(self, area: bytes, length: int) -> tuple[bytes, int, dict[int, Buffer]]:
+        """What the object would be after recovery, for a vault that must not be changed."""
+        chunks: dict[int, Buffer] = {}
+        for object_id in {area[at + 24 : at + 40] for at in SLOT_OFFSETS}:
+            for record in self._overlays.get(object_id, []):
+                if record.length is not None:
+                    length = record.length
+                    chunks = {at: data for at, data in chunks.items() if at < length}
+                for offset, data in record.extents:
+                    if offset in SLOT_OFFSETS and len(data) == SLOT_SIZE:
+                        area = area[:offset].ljust(offset, b"\0") + bytes(data) + area[offset + SLOT_SIZE :]
+                    else:
+                        chunks[offset] = data
+                        length = max(length, offset + len(data))
+        return area, length, chunks
+
+    # -- attributes ----------------------------------------------------------------------------
+
+    def directory_attr(self, node: Node, header: Header, st: os.stat_result) -> Attr:
+        return Attr(
+            node.ino, header.st_mode, st.st_nlink, header.uid, header.gid, 0, st.st_size, st.st_blocks,
+            st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns, node.generation,
+        )  # fmt: skip
+
+    def file_attr(self, file: File, st: os.stat_result | None = None) -> Attr:
+        """The attributes of a file in use: what it will be, not what is on disk."""
+        st = st or os.fstat(file.fd)
+        return _attr(file.node, file.header, st, file.size)
+
+    def attr(self, node: Node) -> Attr:
+        """The attributes of a known inode. ESTALE when its place is not known any more."""
+        if node.file is not None:
+            return self.file_attr(node.file)
+        if node.is_dir:
+            directory = self._directories.get(node)
+            return self.directory_attr(node, directory.header, os.fstat(directory.fd))
+        if node.parent is None or node.dead:
+            raise stale()
+        directory = self._directories.get(node.parent)
+        found, attr = self.look(node.parent, directory, node.lname)
+        if found is not node:
+            raise stale()
+        return attr
+
+    # -- content ---------------------------------------------------------------------------------
+
+    def open(self, node: Node) -> File:
+        """The file of a node, opened if it is not in use yet; the caller counts its handles."""
+        if node.file is not None:
+            return node.file
+        if node.parent is None or node.dead:
+            raise stale()
+        directory = self._directories.get(node.parent)
+        fd = os.open(node.lname, self._access | _OPEN, dir_fd=directory.fd)
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode) or self._nodes.number(st.st_ino) != node.ino:
+                raise stale()
+            lower = self._read_lower(fd, st)
+        except Ghost:
+            os.close(fd)
+            raise eio() from None
+        except BaseException:
+            os.close(fd)
+            raise
+        file = self._file(node, fd, lower)
+        self._nodes.keep(node)
+        return file
+
+    def _file(self, node: Node, fd: int, lower: Lower) -> File:
+        """A file over an open object file; repaired first if a power cut left it without its end."""
+        header = lower.header
+        size = plain_size(header, lower.length)
+        suspect = header.session in self._vault.state.unclean
+        try:
+            if size is None and not suspect:
+                log.error("object %s: the file was cut or extended", header.object_id.hex())
+                raise eio()
+            left = self._committer.unsettled(node.ino)
+            durable, slot = (True, lower.slot) if left is None else (left.durable, left.slot)
+            # The content of special files is nothing; as a file they have size 0 and are never read.
+            file = File(self._committer, node, fd, header, slot, size or 0, durable)
+            if left is not None:
+                file.unsynced = True
+            if lower.overlay:
+                geometry = _GEOMETRIES[header.chunk_log2]
+                file.overlay(
+                    {(at - AREA_SIZE) // geometry.stride: data for at, data in lower.overlay.items()}
+                )
+            if suspect and header.kind in (FILE, SYMLINK) and (size is None or not file.verify_tail()):
+                log.warning(
+                    "object %s lost its unsynced end in a power cut and was cut to what is whole",
+                    header.object_id.hex(),
+                )
+                file.salvage()
+        except BaseException:
+            os.close(fd)
+            raise
+        node.file = file
+        return file
+
+    def drop(self, file: File) -> None:
+        """Close a file that nobody has open, unless the committer still needs it."""
+        if file.handles == 0 and not self._committer.needs(file) and file.node.file is file:
+            self._committer.closing(file)
+            file.node.file = None
+            file.close()
+            self._nodes.release(file.node)
+
+
+def _attr(node: Node, header: Header, st: os.stat_result, size: int) -> Attr:
+    return Attr(
+        node.ino, header.st_mode, st.st_nlink, header.uid, header.gid, header.rdev, size, st.st_blocks,
+        header.atime, header.mtime, header.ctime, node.generation,
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""How a vault is to be served, and which files get small chunks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import translate
+
+SMALL_CHUNK_PATTERNS = (
+    "index",  # Orthanc
+    "index-*",
+    "index.dat",  # dcmqrscp
+    "*.db",
+    "*.db-*",
+    "*.db3",
+    "*.db3-*",
+    "*.sqlite*",
+    "*.sql",  # OsiriX and Horos
+    "*.sql-*",
+    "*-wal",
+    "*-shm",
+    "*-journal",
+    "*.dbf",  # dBase: Conquest
+    "*.cdx",
+    "*.ndx",
+    "*.mdb",
+    "*.ldb",
+    "*.mdf",
+    "*.ibd",
+    "ibdata*",
+    "ib_logfile*",
+    "*.fdb",
+    "*.lck",
+)
+"""Names (without their directory, case ignored) of files that are overwritten in place."""
+
+
+@dataclass(frozen=True)
+class FsOptions:
+    """`xattrs` turns extended attributes on; the patterns are shell patterns of file names."""
+
+    xattrs: bool = False
+    small_chunk_patterns: tuple[str, ...] = SMALL_CHUNK_PATTERNS
+
+
+class SmallChunks:
+    """Decides by its name whether a new file gets 4 KiB chunks."""
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        joined = "|".join(translate(pattern.lower()) for pattern in patterns)
+        self._match = re.compile(joined or r"(?!)").match
+
+    def __call__(self, name: bytes) -> bool:
+        return self._match(name.decode("utf-8", "replace").lower()) is not None

@@ -1,0 +1,114 @@
+"""Copies of directory headers in `dirs/` (docs/format.md section 8).
+
+Two purposes in one append: a directory whose `@dir` was lost is opened from its
+copy, and one fdatasync of the log makes the headers of all directories made since
+durable, however many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+from cryptfs.vault.diskio import fsync_path, pwrite_all, replace_file
+from cryptfs.vault.header import DIRECTORY, MAGIC, SLOT_SIZE, Header, HeaderCodec, HeaderInvalid
+
+RECORD_SIZE = 256
+_MERGE_AT = 16
+
+
+class DirLog:
+    """The log of one vault; appends go to a file of this session's own."""
+
+    def __init__(self, path: str, session: int, codec: HeaderCodec, file_mode: int) -> None:
+        self._path = path
+        self._name = f"{session:016x}.log"
+        self._codec = codec
+        self._mode = file_mode
+        self._fd = -1
+        self._end = 0
+        self._lock = threading.Lock()
+        self._dirty = False
+        self._new = False
+
+    def append(self, slot: bytes, parent_id: bytes) -> None:
+        """Record a directory's packed header; durable after the next `sync`."""
+        with self._lock:
+            if self._fd < 0:
+                name = f"{self._path}/{self._name}"
+                self._fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._mode)
+                size = os.fstat(self._fd).st_size
+                self._end = size + -size % RECORD_SIZE
+                self._new = True
+            record = slot + parent_id
+            pwrite_all(self._fd, record.ljust(RECORD_SIZE, b"\0"), self._end)
+            self._end += RECORD_SIZE
+            self._dirty = True
+
+    def sync(self) -> None:
+        """Make every record appended so far durable; nothing to do if there is none."""
+        with self._lock:
+            if not self._dirty:
+                return
+            fd, new = self._fd, self._new
+            self._dirty = False
+        try:
+            os.fdatasync(fd)
+            if new:
+                fsync_path(self._path)
+                self._new = False
+        except OSError:
+            self._dirty = True
+            raise
+
+    def candidates(self, parent_id: bytes | None = None) -> Iterator[Header]:
+        """Valid recorded headers, the last of each object, those below `parent_id` first."""
+        latest: dict[bytes, tuple[Header, bytes]] = {}
+        for slot, parent in self._records():
+            try:
+                header = self._codec.unpack(slot)
+            except HeaderInvalid:
+                continue
+            known = latest.get(header.object_id)
+            if header.kind == DIRECTORY and (known is None or known[0].generation <= header.generation):
+                latest[header.object_id] = header, parent
+        for header, _ in sorted(latest.values(), key=lambda item: item[1] != parent_id):
+            yield header
+
+    def _records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every whole record: packed header and parent's object id."""
+        try:
+            names = sorted(name for name in os.listdir(self._path) if name.endswith(".log"))
+        except FileNotFoundError:
+            return
+        for name in names:
+            with open(f"{self._path}/{name}", "rb") as log:
+                while len(record := log.read(RECORD_SIZE)) == RECORD_SIZE:
+                    yield record[:SLOT_SIZE], record[SLOT_SIZE : SLOT_SIZE + 16]
+
+    def merge(self) -> None:
+        """Bring many sessions' logs together in one, so that their number stays small.
+
+        On disk: the new log is complete and synced before the first old one goes, and a
+        record that stands in both is the same record.
+        """
+        names = [name for name in os.listdir(self._path) if name.endswith(".log")]
+        if len(names) < _MERGE_AT:
+            return
+        records = {slot: parent for slot, parent in self._records() if slot[:4] == MAGIC}
+        directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            merged = b"".join((slot + parent).ljust(RECORD_SIZE, b"\0") for slot, parent in records.items())
+            replace_file(directory, f"{os.urandom(8).hex()}.log", merged, self._mode)
+            for name in names:
+                os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    def close(self) -> None:
+        """Close the file; does not sync."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1

@@ -1,0 +1,85 @@
+"""The few ways in which files below the vault are written.
+
+Every call that changes the lower file system goes through this module or through
+`cryptfs.fs`; a short write is an error here, never silently accepted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from cryptfs.vault.names import TEMP_PREFIX
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; OSError if the disk takes only a part (ENOSPC)."""
+    written = os.pwrite(fd, data, offset)
+    size = len(data)
+    while written < size:
+        more = os.pwrite(fd, memoryview(data)[written:], offset + written)
+        if more == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += more
+
+
+def pread_all(fd: int, size: int, offset: int) -> bytes:
+    """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+    data = os.pread(fd, size, offset)
+    if len(data) == size or not data:
+        return data
+    parts = [data]
+    got = len(data)
+    while got < size:
+        data = os.pread(fd, size - got, offset + got)
+        if not data:
+            break
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)
+
+
+def fsync_path(path: str | bytes, dir_fd: int | None = None) -> None:
+    """fsync a directory (or file) by name."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_file(dir_fd: int, name: str, data: bytes, mode: int) -> None:
+    """Durably make `name` hold `data`: entirely the old or entirely the new at every instant."""
+    temp = TEMP_PREFIX.decode() + os.urandom(8).hex()
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    try:
+        try:
+            pwrite_all(fd, data, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        try:
+            os.unlink(temp, dir_fd=dir_fd)
+        except OSError:
+            pass
+        raise
+    os.fsync(dir_fd)
+
+
+def syncfs(fd: int) -> None:
+    """Make everything on the file system of `fd` durable."""
+    if _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """rename with RENAME_NOREPLACE (1) or RENAME_EXCHANGE (2)."""
+    if _libc.renameat2(old_dir, old, new_dir, new, flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -1,0 +1,71 @@
+"""Encrypted names (docs/format.md section 5): AES-SIV under the directory's key."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+
+from cryptfs.crypto.derive import expand
+
+DIR_HEADER = b"@dir"
+LONG_PREFIX = b"@l"
+LONG_SUFFIX = b".name"
+TEMP_PREFIX = b"@tmp-"
+NAME_MAX = 255
+
+_LONG_ENTRY = re.compile(rb"@l[A-Za-z0-9_-]{43}")
+_SHORT_ENTRY = re.compile(rb"[A-Za-z0-9_-]{22,255}")
+
+
+class NameInvalid(Exception):
+    """An entry's name does not decrypt under this directory's key."""
+
+
+def is_entry(lower: bytes) -> bool:
+    """Whether a ciphertext directory's entry stands for an object (or should)."""
+    return not lower.startswith(b"@") or _LONG_ENTRY.fullmatch(lower) is not None
+
+
+def is_long(lower: bytes) -> bool:
+    """Whether the encrypted name is kept in a `.name` file beside the entry."""
+    return lower.startswith(LONG_PREFIX)
+
+
+def long_entry(text: bytes) -> bytes:
+    """The entry's name for an encrypted name that is too long."""
+    return LONG_PREFIX + _b64(hashlib.sha256(text).digest())
+
+
+def _b64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+class NameCipher:
+    """The names in one directory."""
+
+    __slots__ = ("_associated", "_siv")
+
+    def __init__(self, object_key: bytes, object_id: bytes) -> None:
+        self._siv = AESSIV(expand(object_key, "cryptfs v1 names", 64))
+        self._associated = [object_id]
+
+    def encrypt(self, name: bytes) -> bytes:
+        """The encrypted name as text; longer than 255 bytes for long names."""
+        return _b64(self._siv.encrypt(name, self._associated))
+
+    def decrypt(self, text: bytes) -> bytes:
+        """The plaintext of an encrypted name; NameInvalid if it is not one of this directory's."""
+        try:
+            sealed = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+            if _b64(sealed) != text:
+                raise NameInvalid
+            name = self._siv.decrypt(sealed, self._associated)
+        except (ValueError, InvalidTag):
+            raise NameInvalid from None
+        if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
+            raise NameInvalid
+        return name

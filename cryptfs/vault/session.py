@@ -1,0 +1,106 @@
+"""Mount sessions and how the last one ended (docs/format.md section 9)."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import msgspec
+
+from cryptfs.crypto.aead import InvalidTag, open_sealed, seal
+from cryptfs.crypto.derive import expand
+from cryptfs.errors import IntegrityError
+from cryptfs.vault.diskio import replace_file
+from cryptfs.vault.header import KeyringLike
+
+STATE_NAME = "state"
+_MAGIC = b"CFS1"
+_LABEL = b"cryptfs v1 state"
+_HEX = re.compile(r"[0-9a-f]{16}")
+
+
+class _State(msgspec.Struct, forbid_unknown_fields=True):
+    session: str
+    open: bool
+    unclean: list[str]
+
+
+class SessionState:
+    """The sealed record of which session is, or was, writing.
+
+    `unclean` are sessions that did not end with a sync, so that files begun in them may
+    have lost a tail that was never synced.
+    """
+
+    def __init__(self, directory: str, vault_id: bytes, keyring: KeyringLike, file_mode: int) -> None:
+        self._directory = directory
+        self._vault_id = vault_id
+        self._keyring = keyring
+        self._mode = file_mode
+        self.session = int.from_bytes(os.urandom(8), "little") or 1
+        self.unclean: set[int] = set()
+        self.found_open = False
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            with open(f"{self._directory}/{STATE_NAME}", "rb") as file:
+                data = file.read(1 << 20)
+        except FileNotFoundError:
+            return
+        state = self._decode(data)
+        self.unclean = {int(text, 16) for text in state.unclean}
+        if state.open:
+            self.found_open = True
+            self.unclean.add(int(state.session, 16))
+
+    def _decode(self, data: bytes) -> _State:
+        epoch = self._keyring.get(int.from_bytes(data[4:8], "little")) if data[:4] == _MAGIC else None
+        try:
+            if epoch is None:
+                raise InvalidTag
+            associated = _LABEL + self._vault_id + data[4:8]
+            state = msgspec.json.decode(open_sealed(_key(epoch.key), data[8:], associated), type=_State)
+            if not all(_HEX.fullmatch(text) for text in [state.session, *state.unclean]):
+                raise InvalidTag
+        except (InvalidTag, msgspec.MsgspecError):
+            raise IntegrityError(
+                "journal/state is damaged or was tampered with: it does not authenticate; "
+                "restore it from a backup, or move it away to mount without the record of the last stop"
+            ) from None
+        return state
+
+    def _write(self, is_open: bool) -> None:
+        epoch = self._keyring.current
+        state: dict[str, Any] = {
+            "open": is_open,
+            "session": f"{self.session:016x}",
+            "unclean": sorted(f"{number:016x}" for number in self.unclean),
+        }
+        number = epoch.number.to_bytes(4, "little")
+        # Sorted keys and msgspec's compact output are the canonical form of section 3.
+        sealed = seal(
+            _key(epoch.key), msgspec.json.encode(state, order="sorted"), _LABEL + self._vault_id + number
+        )
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            replace_file(directory, STATE_NAME, _MAGIC + number + sealed, self._mode)
+        finally:
+            os.close(directory)
+
+    def begin(self) -> None:
+        """Record durably that this session is writing; before the first change."""
+        self._write(True)
+
+    def save(self) -> None:
+        """Record a change of `unclean` while the session is open."""
+        self._write(True)
+
+    def end(self) -> None:
+        """Record durably that everything was synced; after the last change."""
+        self._write(False)
+
+
+def _key(epoch_key: bytes) -> bytes:
+    return expand(epoch_key, "cryptfs v1 state", 32)

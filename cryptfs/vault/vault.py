@@ -1,0 +1,90 @@
+"""One vault, opened with its keyring: the parts of the format, put together."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from cryptfs.errors import NotAVault, StorageError, VaultInUse
+from cryptfs.vault.dirlog import DirLog
+from cryptfs.vault.header import HeaderCodec, KeyringLike
+from cryptfs.vault.journal import Journal
+from cryptfs.vault.layout import DIRS, JOURNAL, TREE, XATTR, modes
+from cryptfs.vault.session import SessionState
+from cryptfs.vault.xattrs import XattrStore
+
+LOCK_NAME = "lock"
+
+
+class Vault:
+    """The ciphertext below `path`, locked for this process unless `read_only`.
+
+    Raises NotAVault if the folders are not there, VaultInUse if another process on this
+    machine writes to it, StorageError where the disk refuses.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        vault_id: bytes,
+        keyring: KeyringLike,
+        *,
+        read_only: bool = False,
+        backup_group: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.vault_id = vault_id
+        self.read_only = read_only
+        self.modes = modes(backup_group)
+        self.codec = HeaderCodec(vault_id, keyring)
+        try:
+            self.tree_fd = os.open(self.path / TREE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotAVault(
+                f"{self.path} has no folder {TREE}: it is not a vault, or a part of it is missing"
+            ) from None
+        self._lock_fd = -1
+        try:
+            if not read_only:
+                for name in (DIRS, JOURNAL, XATTR):  # a backup tool may have left empty folders out
+                    (self.path / name).mkdir(mode=self.modes.directory, exist_ok=True)
+                self._lock()
+            journal = str(self.path / JOURNAL)
+            self.state = SessionState(journal, vault_id, keyring, self.modes.file)
+        except OSError as error:
+            self.close()
+            raise StorageError(f"cannot write to {self.path}: {error.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+        self.session = self.state.session
+        self.journal = Journal(journal, self.session, self.codec, self.modes.file)
+        self.dirlog = DirLog(str(self.path / DIRS), self.session, self.codec, self.modes.file)
+        self.xattrs = XattrStore(str(self.path / XATTR), self.modes.file, self.modes.directory)
+
+    def _lock(self) -> None:
+        self._lock_fd = os.open(
+            self.path / JOURNAL / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self.modes.file
+        )
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VaultInUse(
+                f"{self.path} is mounted or being changed by another process; unmount it there first"
+            ) from None
+
+    @property
+    def journal_path(self) -> str:
+        return str(self.path / JOURNAL)
+
+    def close(self) -> None:
+        """Give up the lock and close files; writes nothing."""
+        for name in ("journal", "dirlog"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+        for name in ("tree_fd", "_lock_fd"):
+            fd = getattr(self, name, -1)
+            if fd >= 0:
+                os.close(fd)
+                setattr(self, name, -1)

@@ -1,0 +1,75 @@
+"""Extended attributes, sealed by object (docs/format.md section 11)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import urllib.parse
+
+import msgspec
+
+from cryptfs.crypto.aead import InvalidTag, open_sealed, seal
+from cryptfs.crypto.derive import expand
+from cryptfs.errors import IntegrityError
+from cryptfs.vault.diskio import replace_file
+
+_LABEL = b"cryptfs v1 xattr"
+_MAX_FILE = 1 << 22
+
+
+class XattrStore:
+    """The folder `xattr/` of a vault."""
+
+    def __init__(self, path: str, file_mode: int, dir_mode: int) -> None:
+        self._path = path
+        self._file_mode = file_mode
+        self._dir_mode = dir_mode
+
+    def _place(self, object_id: bytes) -> tuple[str, str]:
+        text = object_id.hex()
+        return f"{self._path}/{text[:2]}", text
+
+    def load(self, object_id: bytes, object_key: bytes) -> dict[bytes, bytes]:
+        """All attributes of an object; IntegrityError if the file is gone or does not authenticate."""
+        folder, name = self._place(object_id)
+        try:
+            with open(f"{folder}/{name}", "rb") as file:
+                data = file.read(_MAX_FILE)
+            text = open_sealed(_key(object_key), data, _LABEL + object_id)
+            decoded = msgspec.json.decode(text, type=dict[str, bytes])
+        except (FileNotFoundError, InvalidTag, msgspec.MsgspecError):
+            raise IntegrityError("extended attributes are damaged or missing") from None
+        return {urllib.parse.unquote_to_bytes(key): value for key, value in decoded.items()}
+
+    def save(self, object_id: bytes, object_key: bytes, attributes: dict[bytes, bytes]) -> None:
+        """Durably replace all attributes of an object."""
+        folder, name = self._place(object_id)
+        value = {_quote(key): base64.b64encode(data).decode() for key, data in attributes.items()}
+        text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        if not os.path.isdir(folder):
+            try:
+                os.mkdir(folder, self._dir_mode)
+            except FileExistsError:
+                pass
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            replace_file(directory, name, seal(_key(object_key), text, _LABEL + object_id), self._file_mode)
+        finally:
+            os.close(directory)
+
+    def remove(self, object_id: bytes) -> None:
+        """Forget an object's attributes; nothing happens if it has none."""
+        folder, name = self._place(object_id)
+        try:
+            os.unlink(f"{folder}/{name}")
+        except FileNotFoundError:
+            pass
+
+
+def _key(object_key: bytes) -> bytes:
+    return expand(object_key, "cryptfs v1 xattr", 32)
+
+
+def _quote(name: bytes) -> str:
+    return "".join(chr(c) if 0x21 <= c < 0x7F and c != 0x25 else f"%{c:02X}" for c in name)
