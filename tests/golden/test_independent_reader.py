@@ -231,7 +231,14 @@ def test_what_is_not_a_configuration(data: bytes) -> None:
 def test_argon2_out_of_bounds_is_not_run(vault: HandmadeVault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "Argon2id", lambda **_: pytest.fail("Argon2id was run"))
     config = json.loads((vault.path / "cryptfs.json").read_text())
-    for change in ({"time": 1}, {"time": 65}, {"memory_kib": 8}, {"memory_kib": 4194305}, {"lanes": 17}):
+    for change in (
+        {"time": 1},
+        {"time": 2},
+        {"time": 65},
+        {"memory_kib": 8},
+        {"memory_kib": 4194305},
+        {"lanes": 17},
+    ):
         kdf = {**config["slots"][0]["kdf"], **change}
         changed = {**config, "slots": [{**config["slots"][0], "kdf": kdf}]}
         with pytest.raises(reader.CannotOpen, match="opens no slot"):
@@ -499,7 +506,7 @@ def test_the_journal_is_laid_over(vault: HandmadeVault, out: Path) -> None:
     (vault.path / "tree" / vault.name(vault.root, b"second name")).hardlink_to(path)
     cut = vault.file(b"log", DATA, moved)
     before = path.read_bytes()
-    settled = [(8192, vault.chunk(data, 0, b"s" * 4096, False))]
+    settled = [(8192 + STORED, vault.chunk(data, 1, b"s" * 4096, False))]
     old = [(8192, vault.chunk(data, 0, b"o" * 4096, False))]
     new = [(8192, vault.chunk(data, 0, b"n" * 4096, False))]
     end = [(8192 + 3 * STORED, vault.chunk(data, 3, b"tail", True))]
