@@ -1,0 +1,1 @@
+"""Benchmarks of cryptfs beside gocryptfs, securefs and the bare file system (see README.md)."""
