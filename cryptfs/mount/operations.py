@@ -3,8 +3,7 @@
 Each handler is an ordinary function, its *body*, run in one of two places:
 
 * in the event loop, when it takes microseconds: most requests;
-* in a worker thread, when it may wait for the disk (fsync) or is large enough for the work to outweigh
-  the way to the thread and back.
+* in a worker thread, when it waits for the disk, or is large; `workers` has the rules.
 
 The filesystem serializes what concerns one inode with a lock. So that the event loop never waits for a
 lock that a worker holds, an inode with a request in a worker is *busy*, and everything that concerns it
@@ -18,7 +17,9 @@ import logging
 import os
 import stat
 import traceback
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 from typing import Any, NoReturn
 
 import pyfuse3
@@ -27,14 +28,13 @@ from cryptfs.fs.types import Attr, Owner
 from cryptfs.mount import acl
 from cryptfs.mount.attributes import Presentation, absent, statvfs
 from cryptfs.mount.backend import Buffer, Filesystem
-from cryptfs.mount.workers import Workers
+from cryptfs.mount.workers import Pace, Workers
 
 log = logging.getLogger(__name__)
 
-# From this size on a read or write is worth a worker thread.
-LARGE = 128 * 1024
-
 _ABSENT = absent()
+# What is damaged is listed under an inode number of no object, which the kernel must look up again.
+_DAMAGED = 1 << 62
 _DOTS = 2  # "." and ".." come before the filesystem's own directory offsets
 
 Body = Callable[..., Any]
@@ -42,14 +42,18 @@ Handler = Callable[..., Awaitable[Any]]
 
 
 def inline(body: Body) -> Handler:
-    """A request about the inode that is its first argument, answered at once unless that is busy."""
+    """A request about the inode that is its first argument, answered at once while that is fast."""
 
     async def handler(self: Operations, ino: int, *args: Any) -> Any:  # noqa: ANN401
         self.requests += 1
         try:
-            if ino in self.busy:
-                return await self.in_worker(ino, body, self, ino, *args)
-            return body(self, ino, *args)
+            pace = self.paces[body]
+            if ino in self.busy or pace.is_slow:
+                return await self.in_worker(ino, pace, 0, body, self, ino, *args)
+            started = perf_counter()
+            result = body(self, ino, *args)
+            pace.note(perf_counter() - started)
+            return result
         except Exception as error:
             self.refuse(error)
 
@@ -62,10 +66,14 @@ def inline_file(body: Body) -> Handler:
     async def handler(self: Operations, fh: int, *args: Any) -> Any:  # noqa: ANN401
         self.requests += 1
         try:
+            pace = self.paces[body]
             ino = self.files[fh]
-            if ino in self.busy:
-                return await self.in_worker(ino, body, self, fh, *args)
-            return body(self, fh, *args)
+            if ino in self.busy or pace.is_slow:
+                return await self.in_worker(ino, pace, 0, body, self, fh, *args)
+            started = perf_counter()
+            result = body(self, fh, *args)
+            pace.note(perf_counter() - started)
+            return result
         except Exception as error:
             self.refuse(error)
 
@@ -98,22 +106,25 @@ class Operations(_Base):  # type: ignore[misc]
         self.files: dict[int, int] = {}
         self.directories: dict[int, int] = {}
         self.busy: dict[int, int] = {}
+        self.paces: defaultdict[Body, Pace] = defaultdict(Pace)
         self.requests = 0
         self.enable_acl = xattrs
         self._xattrs = xattrs
         self._workers = workers
+        self._read_pace = Pace()
+        self._write_pace = Pace()
         self._show = Presentation(owner)
         self._entry = self._show.entry
         self._logged: set[tuple[str, int]] = set()
 
     # --- where a request runs -------------------------------------------------------------------
 
-    async def in_worker(self, ino: int, call: Body, *args: Any) -> Any:  # noqa: ANN401
+    async def in_worker(self, ino: int, pace: Pace | None, size: int, call: Body, *args: Any) -> Any:  # noqa: ANN401
         """`call(*args)` in a worker thread, with `ino` busy meanwhile."""
         busy = self.busy
         busy[ino] = busy.get(ino, 0) + 1
         try:
-            return await self._workers.run(call, *args)
+            return await self._workers.run(call, *args, pace=pace, size=size)
         finally:
             if busy[ino] == 1:
                 del busy[ino]
@@ -156,6 +167,8 @@ class Operations(_Base):  # type: ignore[misc]
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         forget = self.fs.forget
         for ino, count in inode_list:
+            if ino >= _DAMAGED:
+                continue
             try:
                 forget(ino, count)
             except Exception as error:
@@ -269,10 +282,13 @@ class Operations(_Base):  # type: ignore[misc]
     async def read(self, fh: int, off: int, size: int) -> Buffer:
         self.requests += 1
         try:
-            ino = self.files[fh]
-            if size < LARGE and ino not in self.busy:
-                return self.fs.read(fh, off, size)
-            data: Buffer = await self.in_worker(ino, self.fs.read, fh, off, size)
+            ino, pace = self.files[fh], self._read_pace
+            if ino in self.busy or self._workers.suit(size, pace):
+                data: Buffer = await self.in_worker(ino, pace, size, self.fs.read, fh, off, size)
+            else:
+                started = perf_counter()
+                data = self.fs.read(fh, off, size)
+                pace.note(perf_counter() - started, size)
             return data
         except Exception as error:
             self.refuse(error)
@@ -280,10 +296,13 @@ class Operations(_Base):  # type: ignore[misc]
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         self.requests += 1
         try:
-            ino = self.files[fh]
-            if len(buf) < LARGE and ino not in self.busy:
-                return self.fs.write(fh, off, buf)
-            written: int = await self.in_worker(ino, self.fs.write, fh, off, buf)
+            ino, pace, size = self.files[fh], self._write_pace, len(buf)
+            if ino in self.busy or self._workers.suit(size, pace):
+                written: int = await self.in_worker(ino, pace, size, self.fs.write, fh, off, buf)
+            else:
+                started = perf_counter()
+                written = self.fs.write(fh, off, buf)
+                pace.note(perf_counter() - started, size)
             return written
         except Exception as error:
             self.refuse(error)
@@ -300,7 +319,7 @@ class Operations(_Base):  # type: ignore[misc]
     async def fsync(self, fh: int, datasync: bool) -> None:
         self.requests += 1
         try:
-            await self.in_worker(self.files[fh], self.fs.fsync, fh, datasync)
+            await self.in_worker(self.files[fh], None, 0, self.fs.fsync, fh, datasync)
         except Exception as error:
             self.refuse(error)
 
@@ -317,7 +336,7 @@ class Operations(_Base):  # type: ignore[misc]
         try:
             ino = self.directories[fh]
             if ino in self.busy:
-                await self.in_worker(ino, self._readdir, ino, fh, start_id, token)
+                await self.in_worker(ino, None, 0, self._readdir, ino, fh, start_id, token)
             else:
                 self._readdir(ino, fh, start_id, token)
         except Exception as error:
@@ -332,9 +351,15 @@ class Operations(_Base):  # type: ignore[misc]
                 return
             start += 1
         for name, attr, next_offset in self.fs.readdir(dh, start - _DOTS):
-            if not reply(token, name, entry(attr), next_offset + _DOTS):
-                return
-            remember(attr.ino)
+            if attr.ino:
+                if not reply(token, name, entry(attr), next_offset + _DOTS):
+                    return
+                remember(attr.ino)
+            else:
+                damaged = entry(attr._replace(ino=_DAMAGED + next_offset))
+                damaged.entry_timeout = damaged.attr_timeout = 0
+                if not reply(token, name, damaged, next_offset + _DOTS):
+                    return
 
     async def releasedir(self, fh: int) -> None:
         self.requests += 1
@@ -348,7 +373,7 @@ class Operations(_Base):  # type: ignore[misc]
         self.requests += 1
         try:
             ino = self.directories[fh]
-            await self.in_worker(ino, self.fs.fsyncdir, ino)
+            await self.in_worker(ino, None, 0, self.fs.fsyncdir, ino)
         except Exception as error:
             self.refuse(error)
 

@@ -90,6 +90,10 @@ class PollingWait:
         self._fd = -1
         self._next_turn = 0.0
 
+    def another_waits(self) -> bool:
+        """Whether a further request is there already, while one is being answered."""
+        return bool(self._poll.poll(0))
+
     async def __call__(self, fd: int) -> None:
         if fd != self._fd:
             self._watch(fd)
@@ -180,7 +184,8 @@ class SessionTrio:
 
     def __init__(self, *, may_spin: bool | None = None) -> None:
         self.baton = Baton()
-        self.lowlevel = _Lowlevel(PollingWait(self.baton, may_spin=may_spin))
+        self.wait = PollingWait(self.baton, may_spin=may_spin)
+        self.lowlevel = _Lowlevel(self.wait)
 
     def Lock(self) -> Baton:
         return self.baton
@@ -192,8 +197,8 @@ class SessionTrio:
         return getattr(trio, name)
 
 
-def install() -> Baton:
-    """Make pyfuse3 wait through this module; returns the baton that its tasks share."""
+def install() -> SessionTrio:
+    """Make pyfuse3 wait through this module; what was installed is for `Workers`."""
     stand_in = SessionTrio()
     cast(Any, pyfuse3).trio = stand_in
-    return stand_in.baton
+    return stand_in

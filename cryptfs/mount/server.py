@@ -72,8 +72,7 @@ def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> N
     try:
         runtime_socket = runtime.socket_path(options.mountpoint)
         tuning.process()
-        baton = poll.install()
-        operations = Operations(fs, Workers(baton), owner=options.owner, xattrs=options.xattrs)
+        operations = Operations(fs, Workers(poll.install()), owner=options.owner, xattrs=options.xattrs)
         _mount(operations, options)
     except BaseException:
         fs.close()

@@ -1,20 +1,51 @@
-"""Running what may take long in threads, beside the event loop."""
+"""Where a request is served: in the event loop, or in a worker thread beside it.
+
+The way to a thread and back takes 50 to 100 microseconds, as much as deriving a key and decrypting a
+64 KiB chunk. It pays
+
+* for what may wait for the disk by its nature (fsync): always;
+* for what lately did wait for the disk (`Pace`): then other callers are served meanwhile;
+* for a large read or write when another request is there already: then two processors work. With one
+  caller that waits for each answer it never pays. Measured on 2 processors, files of 526 KB read one
+  after the other: 0.44 ms each in the event loop, 1.27 ms each in threads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from time import perf_counter
+from typing import TypeVar
 
 import trio
 
-from cryptfs.mount.poll import Baton
+from cryptfs.mount.poll import SessionTrio
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 # The kernel keeps at most 12 requests in the background (read-ahead, write-back); the rest of the
 # threads is for callers that wait for an fsync.
 MAX_THREADS = 24
+# From this size on, a read or write is worth a thread if another request waits.
+LARGE = 128 * 1024
+# A request that takes longer than this, and than its bytes cost, was waiting for the disk.
+SLOW_SECONDS = 1e-3
+SECONDS_PER_BYTE = 2e-9
+
+
+class Pace:
+    """How long one kind of request took lately, beyond what its bytes cost."""
+
+    __slots__ = ("_average",)
+
+    def __init__(self) -> None:
+        self._average = 0.0
+
+    def note(self, seconds: float, size: int = 0) -> None:
+        self._average += (seconds - size * SECONDS_PER_BYTE - self._average) / 8
+
+    @property
+    def is_slow(self) -> bool:
+        return self._average > SLOW_SECONDS
 
 
 class Workers:
@@ -23,15 +54,29 @@ class Workers:
     While a task waits for its thread, another one takes over waiting for FUSE requests.
     """
 
-    def __init__(self, baton: Baton) -> None:
-        self._baton = baton
+    def __init__(self, session: SessionTrio) -> None:
+        self._baton = session.baton
+        self._another_waits = session.wait.another_waits
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
 
-    async def run(self, call: Callable[..., T], *args: object) -> T:
+    def suit(self, size: int, pace: Pace) -> bool:
+        """Whether a read or write of this size should go to a thread."""
+        return pace.is_slow or (size >= LARGE and (self._baton.busy_workers > 0 or self._another_waits()))
+
+    async def run(self, call: Callable[..., T], *args: object, pace: Pace | None = None, size: int = 0) -> T:
         """Returns `call(*args)` from a thread, or raises what it raises. A cancellation waits for it."""
         self._baton.busy_workers += 1
         self._baton.pass_on()
         try:
-            return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+            if pace is None:
+                return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+            return await trio.to_thread.run_sync(_timed, pace, size, call, args, limiter=self._limiter)
         finally:
             self._baton.busy_workers -= 1
+
+
+def _timed(pace: Pace, size: int, call: Callable[..., T], args: tuple[object, ...]) -> T:
+    started = perf_counter()
+    result = call(*args)
+    pace.note(perf_counter() - started, size)
+    return result

@@ -1,0 +1,160 @@
+"""`cryptfs mount`: unlock a vault and serve it at a folder."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cryptfs.cli.secrets import SecretSource, secret_options
+from cryptfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from cryptfs.fs.types import Owner
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# The generic options of mount(8) that make sense for this mount, given with -o.
+_FLAGS = {"exec", "noexec", "suid", "nosuid", "dev", "nodev", "atime", "noatime", "sync", "dirsync"}
+
+
+class Duration(click.ParamType[float]):
+    """A number with a unit: 90s, 15m, 2h, 1d. Becomes seconds."""
+
+    name = "duration"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value))
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a duration: write 90s, 15m, 2h or 1d.", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+@click.command()
+@click.argument("vault", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground (for service managers).")
+@click.option("--read-only", is_flag=True, help="Nothing in the vault can be changed.")
+@click.option("--allow-other", is_flag=True, help="Let other users in, as the permissions say.")
+@click.option(
+    "--owner",
+    metavar="USER[:GROUP]",
+    help="Show everything as USER's, and let USER in.",
+)
+@click.option("--xattrs", is_flag=True, help="Extended attributes and access control lists (slower writes).")
+@click.option(
+    "--idle-timeout",
+    type=Duration(),
+    metavar="DURATION",
+    help="Unmount when nothing was open or asked for that long: 30m, 8h.",
+)
+@click.option(
+    "--log",
+    "log_target",
+    metavar="FILE|syslog|journal",
+    help="Where the log goes. Default: the journal or syslog; standard error with --foreground.",
+)
+@click.option(
+    "--option",
+    "-o",
+    "flags",
+    multiple=True,
+    type=click.Choice(sorted(_FLAGS)),
+    metavar="FLAG",
+    help="A flag of mount(8): noexec, noatime, … (may be repeated).",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@secret_options
+def command(
+    vault: Path,
+    mountpoint: Path,
+    foreground: bool,
+    read_only: bool,
+    allow_other: bool,
+    owner: str | None,
+    xattrs: bool,
+    idle_timeout: float | None,
+    log_target: str | None,
+    flags: tuple[str, ...],
+    verbose: bool,
+    source: SecretSource,
+) -> None:
+    """Unlock VAULT and mount it at the empty folder MOUNTPOINT.
+
+    Returns when the mount is there and answers; a process in the background serves it
+    until `cryptfs unmount MOUNTPOINT`. Programs then see ordinary files at MOUNTPOINT.
+    """
+    from cryptfs.mount import daemon, logs
+    from cryptfs.mount import mountpoint as places
+    from cryptfs.mount.server import MountOptions, serve
+    from cryptfs.vault.config import load
+
+    shown_owner = parse_owner(owner) if owner is not None else None
+    let_in = allow_other or (shown_owner is not None and shown_owner.uid != os.geteuid())
+    places.check_fuse(allow_other=let_in)
+    config = load(vault)
+    vault = vault.resolve()
+    # Before a secret is asked for, and again by nobody: the daemon begins right after.
+    place = places.prepare(mountpoint, vault)
+    unlocked = source.unlock(config)
+    slot = unlocked.config.slot(unlocked.slot_id)
+    options = MountOptions(
+        vault=str(vault),
+        mountpoint=place,
+        vault_id=unlocked.vault_id.hex(),
+        cipher="XAES-256-GCM",
+        slot=f"{slot.type} {slot.id}" + (f" ({slot.label})" if slot.label else ""),
+        read_only=read_only,
+        allow_other=let_in,
+        owner=shown_owner,
+        xattrs=xattrs,
+        idle_seconds=idle_timeout,
+        flags=flags,
+    )
+    logs.configure(log_target, foreground=foreground, verbose=verbose)
+
+    def run(ready: Callable[[], None]) -> None:
+        # In the daemon: locks, threads and memory maps do not survive a fork.
+        from cryptfs.fs import FileSystem, FsOptions
+        from cryptfs.vault import Vault
+
+        opened = Vault(
+            vault,
+            unlocked.vault_id,
+            unlocked.keyring,
+            read_only=read_only,
+            backup_group=unlocked.config.backup_group,
+        )
+        serve(FileSystem(opened, FsOptions(xattrs=xattrs)), options, ready)
+
+    if foreground:
+        daemon.in_foreground(run)
+    else:
+        daemon.in_background(run)
+
+
+def parse_owner(text: str) -> Owner:
+    """USER[:GROUP], each a name or a number; USER's own group without GROUP. Raises UsageError."""
+    from cryptfs.fs.types import Owner
+
+    user, _, group = text.partition(":")
+    try:
+        known = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        uid, gid = known.pw_uid, known.pw_gid
+    except KeyError:
+        if not (user.isdecimal() and group):
+            raise UsageError(f"There is no user {user} on this machine.") from None
+        uid, gid = int(user), 0
+    if group:
+        try:
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise UsageError(f"There is no group {group} on this machine.") from None
+    return Owner(uid, gid)
