@@ -24,20 +24,20 @@ _HARMLESS = {"lost+found"}
 
 
 @click.command()
-@click.argument("vault", type=click.Path(path_type=Path))
+@click.argument("vault", type=click.Path(readable=False, path_type=Path))
 @click.option("--label", default="", help="A note on the passphrase slot, shown by `key list`.")
 @click.option(
     "--backup-group", is_flag=True, help="Let the folder's group read the ciphertext (for the backup)."
 )
 @click.option(
     "--recovery-key-file",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
     help="Write the recovery key to this new file instead of showing it.",
 )
 @click.option(
     "--passphrase-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     metavar="FILE",
     help="Read the passphrase from FILE (one line) instead of asking.",
 )
@@ -45,7 +45,7 @@ _HARMLESS = {"lost+found"}
 @click.option(
     "--key-file",
     "key_files",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     multiple=True,
     metavar="FILE",
     help="Let this key file unlock the vault too (may be repeated).",

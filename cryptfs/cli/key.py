@@ -16,7 +16,7 @@ from cryptfs.errors import Interrupted, SlotRefused, UsageError
 if TYPE_CHECKING:
     from cryptfs.vault.document import Slot
 
-_VAULT = click.argument("vault", type=click.Path(path_type=Path))
+_VAULT = click.argument("vault", type=click.Path(readable=False, path_type=Path))
 _TYPES = click.Choice(["passphrase", "recovery", "keyfile"])
 
 

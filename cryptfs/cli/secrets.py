@@ -31,8 +31,8 @@ R = TypeVar("R")
 ATTEMPTS = 3
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _MAX_FILE = (1 << 20) + 1
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_NEW_FILE = click.Path(path_type=Path)
+_FILE = click.Path(dir_okay=False, readable=False, path_type=Path)
+_NEW_FILE = click.Path(readable=False, path_type=Path)
 
 
 @dataclass(frozen=True)

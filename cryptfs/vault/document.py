@@ -194,7 +194,7 @@ def _check_known(value: dict[str, Any]) -> None:
 
 def _check_time(text: str) -> None:
     try:
-        datetime.datetime.strptime(text, _TIME_FORMAT)
+        datetime.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a time") from None
 
