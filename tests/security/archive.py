@@ -11,18 +11,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cryptfs.fs.filesystem import FileSystem, FsOptions
-
-from cryptfs.crypto.kdf import floor
+from cryptfs.fs.filesystem import FileSystem
+from cryptfs.fs.options import FsOptions
 from cryptfs.fs.types import Owner
-from cryptfs.keyslots import Passphrase, RecoveryKey
+from cryptfs.keyslots import RecoveryKey
 from cryptfs.vault import config
 from cryptfs.vault.layout import create_tree
 from cryptfs.vault.vault import Vault
 from tests.golden import independent_reader as reader
 
 ROOT = 1
-PASSPHRASE = "drei Röntgenbilder im Schrank"
 HEADER = 8192
 
 
@@ -78,7 +76,7 @@ class Mounted:
 
 
 class Archive:
-    """One vault at `path`, with a passphrase slot and a recovery slot: a new one, or a copy already there."""
+    """One vault at `path`, opened by a recovery key: a new one, or a copy already there."""
 
     def __init__(self, path: Path, copy_of: Archive | None = None) -> None:
         self.path = path
@@ -86,8 +84,7 @@ class Archive:
         if copy_of:
             return
         path.mkdir(parents=True)
-        secrets = [(Passphrase(PASSPHRASE, cost=floor()), "desk"), (self.recovery, "paper")]
-        unlocked = config.create(path, secrets, write=False)
+        unlocked = config.create(path, [(self.recovery, "paper")], write=False)
         create_tree(path, unlocked.vault_id, unlocked.keyring, backup_group=False, mode=0o755, uid=0, gid=0)
         config.write_new(unlocked)
 
@@ -98,11 +95,10 @@ class Archive:
     def mounted(self, *, read_only: bool = False, xattrs: bool = False) -> Iterator[Mounted]:
         unlocked = self.unlock()
         vault = Vault(self.path, unlocked.vault_id, unlocked.keyring, read_only=read_only)
-        fs = FileSystem(vault, FsOptions(read_only=read_only, xattrs=xattrs))
-        try:
-            yield Mounted(fs)
-        finally:
-            fs.close()
+        with contextlib.closing(vault):
+            fs = FileSystem(vault, FsOptions(xattrs=xattrs))
+            with contextlib.closing(fs):
+                yield Mounted(fs)
 
     def keys(self) -> reader.Vault:
         """What the independent reader makes of cryptfs.json."""

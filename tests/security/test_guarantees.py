@@ -42,6 +42,8 @@ GUARANTEES: dict[str, list[str]] = {
         INTEGRITY + "cut_extended_swapped_repeated_or_zeroed",
         INTEGRITY + "a_cut_that_leaves_a_whole_last_chunk_is_no_shorter_file",
         INTEGRITY + "an_empty_file_cannot_be_made_of_another",
+        INTEGRITY + "writing_to_a_damaged_file_does_not_make_it_whole",
+        INTEGRITY + "a_cut_link_is_not_another_link",
     ],
     "G7": [
         INTEGRITY + "every_byte_of_a_header_is_authentic",

@@ -21,7 +21,7 @@ from tests.security.archive import HEADER, Archive, Mounted
 FILES = ["image.dcm", "index.db"]
 
 
-def content(name: str, chunks: float = 3.5) -> bytes:
+def content(name: str, chunks: float = 3.6) -> bytes:
     """That many chunks of 64 KiB, every 16 bytes of it different."""
     return b"".join(b"%-7s%08d\n" % (name.encode()[:7], i) for i in range(int(chunks * 4096)))
 
@@ -72,6 +72,7 @@ HARMS: dict[str, Callable[[bytes, int], bytes]] = {
     "cut within a chunk": lambda body, s: body[: 2 * s + 100],
     "cut by one byte": lambda body, s: body[:-1],
     "cut to a bare nonce and tag": lambda body, s: body[: s + 40],
+    "cut to an empty chunk": lambda body, s: body[:40],
     "no content": lambda body, s: b"",
     "extended by a byte": lambda body, s: body + b"\0",
     "extended by a chunk of zeros": lambda body, s: body + bytes(s),
@@ -114,6 +115,39 @@ def test_an_empty_file_cannot_be_made_of_another(archive: Archive, image: str) -
     assert len(empty) == HEADER + 40
     lower.write_bytes(lower.read_bytes()[:HEADER] + empty[HEADER:])
     check_damaged(archive, image)
+
+
+@pytest.mark.parametrize(
+    "harm", ["cut at a chunk", "cut to one chunk", "cut to an empty chunk", "no content"]
+)
+@pytest.mark.parametrize("where", ["at the end", "in the middle"])
+def test_writing_to_a_damaged_file_does_not_make_it_whole(
+    archive: Archive, image: str, harm: str, where: str
+) -> None:
+    """A program appends to a file that somebody cut: the new end must not seal the loss."""
+    lower, stride = archive.lower(image), archive.stride(image)
+    good = lower.read_bytes()
+    lower.write_bytes(good[:HEADER] + HARMS[harm](good[HEADER:], stride))
+    with archive.mounted() as mount:
+        try:
+            size = mount.fs.getattr(mount.ino(image)).size
+            mount.write(image, b"appended", size if where == "at the end" else min(size, 100))
+        except OSError as error:
+            assert error.errno == errno.EIO
+    check_damaged(archive, image)
+
+
+def test_a_cut_link_is_not_another_link(archive: Archive) -> None:
+    with archive.mounted() as mount:
+        mount.symlink("link", b"/srv/archive/2026")
+        mount.write("neighbour", content("neighbour"))
+    lower = archive.lower("link")
+    for data in (lower.read_bytes()[:-5], lower.read_bytes()[: HEADER + 40], lower.read_bytes()[:HEADER]):
+        lower.write_bytes(data)
+        with archive.mounted() as mount:
+            with pytest.raises(OSError) as caught:
+                pytest.fail(f"read {bytes(mount.fs.readlink(mount.ino('link')))!r}")
+            assert caught.value.errno == errno.EIO
 
 
 def test_chunks_of_another_file_do_not_fit(archive: Archive, image: str) -> None:
@@ -296,8 +330,12 @@ def test_a_changed_or_cut_journal_gives_the_old_or_the_new(archive: Archive, tmp
         else:
             del data[place:]
         (turn.path / "journal" / segment.name).write_bytes(data)
-        with turn.mounted() as mount:
-            assert mount.read("index.db") in (OLD, NEW)
+        try:
+            with turn.mounted() as mount:
+                assert mount.read("index.db") in (OLD, NEW)
+        except IntegrityError as error:
+            assert "journal" in str(error)
+            assert place < 192, "only a segment whose header is damaged stops the mount"
 
 
 def test_the_journal_of_another_vault_is_not_applied(archive: Archive, tmp_path: Path) -> None:
@@ -306,6 +344,10 @@ def test_the_journal_of_another_vault_is_not_applied(archive: Archive, tmp_path:
         mount.write("index.db", OLD)
     for segment in (foreign.path / "journal").glob("*.seg"):
         shutil.copy(segment, archive.path / "journal" / segment.name)
+    with pytest.raises(IntegrityError, match="journal"), archive.mounted():
+        pass
+    for segment in (archive.path / "journal").glob("*.seg"):
+        segment.unlink()
     with archive.mounted() as mount:
         assert mount.read("index.db") == OLD
 
