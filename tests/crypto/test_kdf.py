@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id as OtherArgon2id
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cryptfs.crypto import kdf
@@ -28,6 +28,9 @@ def allowed(time: int, memory_kib: int, lanes: int) -> bool:
     )
 
 
+@example(2, 98303, 4)
+@example(3, 65535, 4)
+@example(3, 1 << 30, 4)  # 1 TiB
 @given(numbers, numbers, numbers)
 def test_parameters_outside_the_bounds_cannot_be_made(time: int, memory_kib: int, lanes: int) -> None:
     parsed = {"name": "argon2id", "salt": "AAECAwQFBgcICQoLDA0ODw==", "time": time}
