@@ -66,7 +66,7 @@ class ControlServer:
         self._listener = trio.socket.from_stdlib_socket(listener)
 
     async def serve(self) -> None:
-        """Accept connections until cancelled; answers that are due then are still given."""
+        """Accept connections until cancelled; commands that run then still finish and are answered."""
         async with trio.open_nursery() as answers:
             try:
                 while True:
@@ -76,10 +76,10 @@ class ControlServer:
                 self._listener.close()
 
     async def _answer(self, connection: trio.socket.SocketType) -> None:
-        with connection:
+        with connection, trio.CancelScope(shield=True):
             try:
                 answer = await self._run(connection)
-                with trio.CancelScope(shield=True), trio.move_on_after(_REQUEST_SECONDS):
+                with trio.move_on_after(_REQUEST_SECONDS):
                     await _send_all(connection, msgspec.json.encode(answer))
             except (OSError, trio.BrokenResourceError):
                 log.debug("a control connection was lost")

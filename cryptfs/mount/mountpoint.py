@@ -57,7 +57,8 @@ def is_dead(path: str) -> bool:
     if mount is None or mount.fstype != FSTYPE:
         return False
     try:
-        os.stat(path)
+        # Not stat(2): the kernel still answers that from its cache.
+        os.statvfs(path)
     except OSError as error:
         return error.errno in _DEAD
     return False

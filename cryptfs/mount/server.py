@@ -159,15 +159,16 @@ class Session:
             nursery.start_soon(self._measure)
             if self._options.idle_seconds is not None:
                 nursery.start_soon(self._unmount_when_idle, self._options.idle_seconds)
-            # Returns when the mount was removed, by us or by umount(8).
-            await pyfuse3.main(MAX_TASKS, MAX_TASKS)
-            daemon.notify("STOPPING=1")
-            log.info("unmounted from %s", self._options.mountpoint)
-            await trio.to_thread.run_sync(self.close_filesystem)
-            self._ended.set()
-            # Let the control commands that wait for this end give their answers.
-            await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
+            try:
+                # Returns when the mount was removed, by us or by umount(8).
+                await pyfuse3.main(MAX_TASKS, MAX_TASKS)
+                daemon.notify("STOPPING=1")
+                log.info("unmounted from %s", self._options.mountpoint)
+                await trio.to_thread.run_sync(self.close_filesystem)
+            finally:
+                # Control commands wait for this, and the nursery for their answers.
+                self._ended.set()
+                nursery.cancel_scope.cancel()
 
     def close_filesystem(self) -> None:
         """Everything to the disk; what fails is kept in `failure`."""
@@ -219,11 +220,13 @@ class Session:
         Raises MountpointUnusable while it is in use, StorageError as `serve`.
         """
         deadline = trio.current_time() + request.timeout
-        while True:
+        while not self._ended.is_set():
             try:
                 await self._detach(lazy=request.lazy)
                 break
             except OSError as error:
+                if self._ended.is_set():
+                    break  # somebody else was faster
                 if error.errno != errno.EBUSY:
                     raise MountpointUnusable(
                         f"{self._options.mountpoint} cannot be unmounted: {error.strerror}."
