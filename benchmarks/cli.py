@@ -32,8 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """Run, turning failures into one sentence; SIGTERM unwinds like Ctrl-C, so that mounts go away."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run, turning failures into one sentence; SIGTERM unwinds like Ctrl-C: mounts go away."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         run()
     except (BenchmarkError, OSError) as error:

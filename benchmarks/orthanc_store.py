@@ -170,8 +170,10 @@ def store(system: Plain, round_number: int, slices: list[Path], private: Path) -
             for instance in instances[:: max(1, len(instances) // VERIFIED)]:
                 orthanc.verify(instance)
         shutil.rmtree(storage)
-    finally:
         system.unmount()
+    except BaseException:
+        system.abandon()
+        raise
     return meter
 
 

@@ -94,8 +94,10 @@ def _measure(
     try:
         mount()
         workload.run(place)
-    finally:
         unmount()
+    except BaseException:
+        system.abandon()
+        raise
     if peaks:
         meter.add(workload.peak_memory, max(peaks))
     return meter.samples

@@ -44,6 +44,9 @@ class Plain:
     def unmount(self) -> None:
         """Take it away again, and wait until nothing of it runs any more."""
 
+    def abandon(self) -> None:
+        """Take it away after a failure, when files may still be open; the daemon ends when we do."""
+
     def daemon_pids(self) -> list[int]:
         """The processes that serve the mount."""
         return []
@@ -90,17 +93,7 @@ class FuseSystem(Plain):
         self._pids = pids
 
     def unmount(self) -> None:
-        for attempt in range(5):
-            if not os.path.ismount(self.root):
-                break
-            try:
-                self._run(self.unmount_command())
-            except BenchmarkError:
-                if attempt == 4:
-                    # Leave nothing behind, then say that it did not go as it should.
-                    subprocess.run(["umount", "-l", str(self.root)], check=False, capture_output=True)
-                    raise
-                time.sleep(0.5)
+        self._run(self.unmount_command())
         deadline = time.monotonic() + PATIENCE
         while any(_runs(pid) for pid in self._pids):
             if time.monotonic() > deadline:
@@ -109,6 +102,10 @@ class FuseSystem(Plain):
                 )
             time.sleep(0.02)
         self._pids = []
+
+    def abandon(self) -> None:
+        if os.path.ismount(self.root):
+            subprocess.run(["umount", "-l", str(self.root)], check=False)
 
     def daemon_pids(self) -> list[int]:
         return self._pids
@@ -168,9 +165,7 @@ class Cryptfs(FuseSystem):
         return ["--passphrase-file", str(self.secret)]
 
     def _environment(self) -> dict[str, str]:
-        # The host's own cryptfs state stays untouched, and the index lies on the backing that is measured.
-        state = str(self.directory / "state")
-        return {**os.environ, "PYTHONPATH": str(CHECKOUT), "XDG_STATE_HOME": state}
+        return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
 
 
 class Gocryptfs(FuseSystem):

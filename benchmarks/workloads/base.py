@@ -36,13 +36,11 @@ class Place:
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:
-        """A new folder in the mount, removed afterwards."""
+        """A new folder in the mount, removed afterwards (after a failure the whole volume goes)."""
         path = self.root / name
         path.mkdir()
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path)
+        yield path
+        shutil.rmtree(path)
 
     def check(self, path: str, pieces: Iterable[memoryview]) -> None:
         """Compare a file's content; raises BenchmarkError if anything differs."""
