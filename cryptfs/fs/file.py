@@ -266,7 +266,7 @@ class File:
         final = self._geometry.count(new_size) - 1
         if new_size > self.size:
             self._unfinish(first)
-        run: list[Buffer] = []
+        run: list[Buffer] = []  # whole chunks that go in place at once, from chunk run_at on
         run_at = first
         previous = self._dirty.get(first - 1)
         if previous is not None and len(previous) == chunk and not self.durable:
@@ -279,6 +279,8 @@ class File:
             whole = b - a == chunk
             if whole and index != final and not self.durable:
                 self._dirty.pop(index, None)
+                if run_at + len(run) != index:
+                    run, run_at = [], index  # what stood before is not its neighbour
                 run.append(piece)
                 continue
             buffer = self._dirty.get(index)
@@ -286,9 +288,9 @@ class File:
                 buffer = bytearray() if whole or begin >= self.size else self._load(index)
                 self._dirty[index] = buffer
             buffer[a:b] = piece
-        if len(run) > 1 or (run and run_at == first):
+        if run and (run_at >= first or len(run) > 1):
             if run_at < first:
-                self._dirty.pop(run_at)
+                del self._dirty[run_at]
             self._place_run(run_at, run)
         self.size = new_size
 

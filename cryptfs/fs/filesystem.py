@@ -122,6 +122,8 @@ class FileSystem:
                     raise error(errno.EINVAL)
                 file.truncate(change.size)
             file.change(change)
+            if file.handles == 1:
+                file.flush()
             return self._objects.file_attr(file)
         finally:
             self._put(file)
@@ -269,7 +271,7 @@ class FileSystem:
                 raise error(errno.EISDIR)
             file = self._objects.open(node)
             number = self._handle(file)
-        if flags & os.O_TRUNC and file.size:
+        if flags & os.O_TRUNC:
             try:
                 file.truncate(0)
             except BaseException:
@@ -462,7 +464,7 @@ class FileSystem:
         }
 
     def close(self) -> None:
-        """Sync everything and record a clean stop. The vault itself stays open for its owner to close."""
+        """Sync everything, record a clean stop, and close the vault."""
         self._committer.stop()
         try:
             if not self.vault.read_only:
@@ -473,6 +475,7 @@ class FileSystem:
                 for file in self._files():
                     file.close()
                 self._directories.close()
+            self.vault.close()
 
     def _require_writable(self) -> None:
         if self.vault.read_only:

@@ -44,7 +44,6 @@ def open_fs(path: Path, *, read_only: bool = False, xattrs: bool = False) -> Fil
 
 def close_fs(fs: FileSystem) -> None:
     fs.close()
-    fs.vault.close()
 
 
 def put(fs: FileSystem, parent: int, name: bytes, data: bytes) -> int:
