@@ -234,6 +234,9 @@ class Objects:
                 file.overlay(
                     {(at - AREA_SIZE) // geometry.stride: data for at, data in lower.overlay.items()}
                 )
+            if size == 0 and not suspect and header.kind in (FILE, SYMLINK) and not file.verify_tail():
+                # No read would ever touch the one chunk that says the file is really empty.
+                raise file.damaged()
             if suspect and header.kind in (FILE, SYMLINK) and (size is None or not file.verify_tail()):
                 log.warning(
                     "object %s lost its unsynced end in a power cut and was cut to what is whole",
