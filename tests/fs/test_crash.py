@@ -1,0 +1,193 @@
+"""The process dies at any instant: what the lower file system holds then is opened again.
+
+A copy of the vault's folder while it is in use is exactly what a killed process leaves.
+Beyond that, `lose` plays a power cut for files that were never synced: their ciphertext
+is cut, zeroed or empty.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cryptfs.fs import FileSystem
+from cryptfs.fs.types import SetAttr
+from tests.fs.support import ME, close_fs, get, make_vault, open_fs, put
+
+
+def snapshot(fs: FileSystem, to: Path) -> Path:
+    """What a killed process would leave."""
+    shutil.copytree(fs.vault.path, to)
+    return to
+
+
+def read_all(fs: FileSystem, ino: int = 1) -> dict[bytes, bytes]:
+    """Every file of one directory; any error is a failure."""
+    dh = fs.opendir(ino)
+    entries = [(name, attr) for name, attr, _ in fs.readdir(dh, 0)]
+    fs.releasedir(dh)
+    assert all(attr.nlink for _, attr in entries), "an entry is damaged"
+    return {name: get(fs, ino, name) for name, _ in entries}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_synced_content_survives_and_everything_opens(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    names = [b"a.dcm", b"index", b"b.dcm", b"index-wal"]
+    content = {name: bytearray() for name in names}
+    handles = {name: fs.create(1, name, 0o600, ME, os.O_RDWR)[0] for name in names}
+    synced: dict[bytes, bytes] = {}
+    for step in range(60):
+        name = rng.choice(names)
+        data = content[name]
+        match rng.randrange(6):
+            case 0 | 1:
+                at = rng.randrange(len(data) + 1)
+                piece = rng.randbytes(rng.choice([1, 24, 4096, 65536, 200_000]))
+                assert fs.write(handles[name], at, piece) == len(piece)
+                data[at : at + len(piece)] = piece
+            case 2:
+                size = rng.choice([0, len(data) // 2, len(data) + 5000])
+                fs.setattr(fs.lookup(1, name).ino, SetAttr(size=size), handles[name])
+                data[size:] = b""
+                data.extend(bytes(size - len(data)))
+            case 3:
+                fs.flush(handles[name])
+            case 4:
+                fs.fsync(handles[name])
+                synced[name] = bytes(data)
+            case 5:
+                assert bytes(fs.read(handles[name], 0, len(data) + 1)) == data
+        if step % 10 == 9:
+            fs.fsync(handles[name])
+            synced[name] = bytes(data)
+            copy = snapshot(fs, tmp_path / f"copy{step}")
+            again = open_fs(copy)
+            found = read_all(again)
+            # What was synced this instant is there to the byte; the others open, whatever they hold.
+            assert found[name] == synced[name]
+            close_fs(again)
+            twice = open_fs(copy)
+            assert read_all(twice) == found
+            close_fs(twice)
+            shutil.rmtree(copy)
+    for handle in handles.values():
+        fs.release(handle)
+    close_fs(fs)
+    final = open_fs(tmp_path / "vault")
+    assert read_all(final) == {name: bytes(data) for name, data in content.items()}
+    close_fs(final)
+
+
+@pytest.mark.parametrize("length", [0, 100, 191, 192, 8191, 8192, 8200, 8232, 9000, 73_000, 150_000])
+def test_a_new_file_cut_by_a_power_failure_is_shortened_or_gone(tmp_path: Path, length: int) -> None:
+    data = os.urandom(200_000)
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    put(fs, 1, b"durable", b"kept")
+    fs.sync()
+    put(fs, 1, b"new.dcm", data)
+    copy = snapshot(fs, tmp_path / "copy")
+    close_fs(fs)
+    newest = max((copy / "tree").iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(newest, length)
+    for _ in range(2):  # recovery is the same when done again
+        fs = open_fs(copy)
+        found = read_all(fs)
+        assert found.pop(b"durable") == b"kept"
+        if length < 192:
+            assert found == {}
+        else:
+            (whole,) = found.values()
+            assert data.startswith(whole) and len(whole) == max(0, length - 8192) // 65576 * 65536
+        close_fs(fs)
+
+
+def test_a_file_that_was_durable_is_never_shortened_silently(tmp_path: Path) -> None:
+    vault = make_vault(tmp_path / "vault")
+    fs = open_fs(vault)
+    put(fs, 1, b"image.dcm", os.urandom(200_000))
+    close_fs(fs)
+    (path,) = (entry for entry in (vault / "tree").iterdir() if entry.name != "@dir")
+    os.truncate(path, 8192 + 2 * 65576)
+    fs = open_fs(vault)
+    with pytest.raises(OSError, match="Input/output error"):
+        get(fs, 1, b"image.dcm")
+    close_fs(fs)
+
+
+def test_a_directory_without_its_header_is_opened_from_the_copy(tmp_path: Path) -> None:
+    vault = make_vault(tmp_path / "vault")
+    fs = open_fs(vault)
+    inner = fs.mkdir(1, b"patient", 0o750, ME)
+    put(fs, inner.ino, b"slice", b"pixels")
+    close_fs(fs)
+    for path in (vault / "tree").rglob("@dir"):
+        path.unlink()
+    fs = open_fs(vault)
+    found = fs.lookup(1, b"patient")
+    assert found.mode & 0o777 == 0o750
+    assert get(fs, found.ino, b"slice") == b"pixels"
+    close_fs(fs)
+    assert len(list((vault / "tree").rglob("@dir"))) == 2
+
+
+def test_a_read_only_vault_shows_what_the_journal_holds(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    handle, _ = fs.create(1, b"index", 0o600, ME, os.O_RDWR)
+    fs.write(handle, 0, b"a" * 20_000)
+    fs.fsync(handle)
+    fs._committer.stop()  # so that the journal is applied by nobody
+    fs.write(handle, 10_000, b"b" * 30_000)
+    fs.flush(handle)
+    copy = snapshot(fs, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    reader = open_fs(copy, read_only=True)
+    assert get(reader, 1, b"index") == b"a" * 10_000 + b"b" * 30_000
+    with pytest.raises(OSError, match="Read-only"):
+        reader.create(1, b"x", 0o600, ME, os.O_RDWR)
+    close_fs(reader)
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    fs.release(handle)
+    close_fs(fs)
+
+
+def test_a_deleted_file_stays_usable_and_is_not_brought_back(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    handle, _ = fs.create(1, b"index", 0o600, ME, os.O_RDWR)
+    fs.write(handle, 0, b"a" * 10_000)
+    fs.fsync(handle)
+    fs.write(handle, 0, b"b" * 10)
+    fs.fsync(handle)
+    fs.unlink(1, b"index")
+    fs.write(handle, 5, b"c" * 10)
+    assert bytes(fs.read(handle, 0, 20)) == b"b" * 5 + b"c" * 10 + b"a" * 5
+    copy = snapshot(fs, tmp_path / "copy")
+    fs.release(handle)
+    close_fs(fs)
+    again = open_fs(copy)
+    assert read_all(again) == {}
+    close_fs(again)
+
+
+def test_a_rename_keeps_what_the_journal_holds(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    folder = fs.mkdir(1, b"d", 0o700, ME).ino
+    handle, _ = fs.create(folder, b"index", 0o600, ME, os.O_RDWR)
+    fs.write(handle, 0, b"a" * 10_000)
+    fs.fsync(handle)
+    fs.write(handle, 0, b"b" * 5000)
+    fs.fsync(handle)
+    fs.rename(1, b"d", 1, b"e")
+    fs.write(handle, 5000, b"c" * 5000)
+    fs.fsync(handle)
+    copy = snapshot(fs, tmp_path / "copy")
+    fs.release(handle)
+    close_fs(fs)
+    again = open_fs(copy)
+    assert get(again, again.lookup(1, b"e").ino, b"index") == b"b" * 5000 + b"c" * 5000
+    close_fs(again)
