@@ -7,10 +7,8 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -21,6 +19,7 @@ from cryptfs.fs import FileSystem, FsOptions
 from cryptfs.fs.types import Attr, Owner, SetAttr
 from cryptfs.vault import Vault
 from cryptfs.vault.keyring import Keyring
+from cryptfs.vault.layout import create_tree
 from tests.fs.model import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -29,6 +28,7 @@ from tests.fs.model import (
     Tree,
     TreeMachine,
     machine_settings,
+    scratch,
 )
 
 ROOT = 1
@@ -323,9 +323,9 @@ class FsMachine(TreeMachine):
     options = FsOptions()
 
     def make_subject(self) -> Tree:
-        self.vault_path = Path(tempfile.mkdtemp(prefix="cryptfs-vault-"))
+        self.vault_path = scratch("cryptfs-vault-")
         vault_id, keyring = os.urandom(16), Keyring.new()
-        Vault.create(self.vault_path, vault_id, keyring)
+        create_tree(self.vault_path, vault_id, keyring, backup_group=False, mode=0o700, uid=0, gid=0)
         return FsTree(lambda: FileSystem(Vault(self.vault_path, vault_id, keyring), self.options))
 
     def teardown(self) -> None:
@@ -395,7 +395,7 @@ class ForgetsTimes(PlainTree):
 def test_machine_notices(fault: type[PlainTree]) -> None:
     class Machine(TreeMachine):
         def make_subject(self) -> Tree:
-            return fault(Path(tempfile.mkdtemp(prefix="cryptfs-faulty-")))
+            return fault(scratch("cryptfs-faulty-"))
 
     settings = hypothesis.settings(machine_settings(examples=100, steps=60), phases=[Phase.generate])
     with pytest.raises(AssertionError, match="plain directory"):

@@ -132,7 +132,7 @@ def pixels_by_instance(folder: Path) -> Pixels:
 
 
 def shown_by(image: Dataset) -> tuple[str, str]:
-    """The transfer syntax and a hash of the pixels; two syntaxes that share their pixels' bytes count as one."""
+    """The transfer syntax and a hash of the pixels; syntaxes that share their pixels' bytes count as one."""
     pixels = bytes(image.get("PixelData", b"") or b"")
     syntax = str(image.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
     native = ExplicitVRLittleEndian if syntax == ImplicitVRLittleEndian else syntax

@@ -85,6 +85,9 @@ class PlainFolder:
     def recover(self) -> None:
         pass
 
+    def remount_after_kill(self, *, by_unmount: bool) -> None:
+        pass
+
     def is_served(self) -> bool:
         return True
 
@@ -106,6 +109,7 @@ class CryptfsMount:
         self.path = base / "mnt"
         self.passphrase_file = base / "passphrase"
         self.recovery_file = base / "recovery-key"
+        self.log = base / "log"
         self._options: list[str] = []
         self._commands = 0
         self.path.mkdir()
@@ -116,7 +120,7 @@ class CryptfsMount:
         """Runs one command to its end. Its output goes through files, as a daemon keeps a pipe open."""
         self._commands += 1
         out_path, err_path = (self.base / f"command-{self._commands}.{kind}" for kind in ("out", "err"))
-        environment = os.environ | {"XDG_STATE_HOME": str(self.base / "state"), "PYTHONPATH": str(PROJECT)}
+        environment = os.environ | {"CRYPTFS_RUNTIME_DIR": str(self.base / "run"), "PYTHONPATH": str(PROJECT)}
         argv = [sys.executable, "-m", "cryptfs", *map(str, arguments)]
         with out_path.open("w") as out, err_path.open("w") as err:
             code = subprocess.call(
@@ -138,12 +142,14 @@ class CryptfsMount:
     def mount(self, *, owner: str | None = None, read_only: bool = False, xattrs: bool = False) -> None:
         if not self.vault.exists():
             self.init()
-        self._options = [*(("--owner", owner) if owner else ())]
-        self._options += ["--read-only"] * read_only + ["--xattrs"] * xattrs
-        self._mount()
+        self._options = ["--owner", owner] if owner else ["--allow-other"]
+        self._options += ["--read-only"] * read_only + ["--xattrs"] * xattrs + ["--log", str(self.log)]
+        self._mount("--passphrase-file", self.passphrase_file)
 
-    def _mount(self) -> None:
-        self.cli("mount", self.vault, self.path, "--passphrase-file", self.passphrase_file, *self._options)
+    def _mount(self, *secret: str | Path) -> None:
+        # The recovery key needs no Argon2, so mounting again takes a fraction of a second.
+        secret = secret or ("--recovery-key-file", self.recovery_file)
+        self.cli("mount", self.vault, self.path, *secret, *self._options)
         assert is_mounted(self.path), "mount returned before the filesystem was there"
 
     def unmount(self) -> None:
@@ -162,6 +168,15 @@ class CryptfsMount:
         """Mounts again after the daemon died."""
         self.cli("unmount", self.path, check=False)
         self._mount()
+
+    def remount_after_kill(self, *, by_unmount: bool) -> None:
+        """Mounts over the dead mount, or takes that away with `cryptfs unmount` first."""
+        if by_unmount:
+            self.cli("unmount", self.path)
+            assert not is_mounted(self.path)
+        self._mount()
+        mounted = Path("/proc/self/mountinfo").read_text().count(f" {self.path} ")
+        assert mounted == 1, "the dead mount is still below the new one"
 
     def is_served(self) -> bool:
         """Whether the filesystem is mounted and answers."""

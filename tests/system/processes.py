@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,12 @@ class Child:
         if not succeeded:
             raise value
         return value
+
+    def kill(self) -> None:
+        """Ends the process, whatever it does."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._reader)
 
 
 def as_user(function: Callable[[], object], uid: int = NOBODY, gid: int = NOBODY) -> Any:  # noqa: ANN401
