@@ -1,9 +1,9 @@
-"""The content of one file in use: chunks in memory, in the journal, and in place.
+"""The content of one file in use: what is changed in memory, and how it becomes durable.
 
 A chunk is looked for in this order:
 
 1. `dirty`: plaintext, changed and not yet given to the disk;
-2. `pending`: sealed, in the journal, not yet in place;
+2. `Chunks.pending`: sealed, in the journal, not yet in place;
 3. the object file.
 
 A file that was never durable is written in place at once (nothing can be lost that was
@@ -19,13 +19,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cryptfs.fs.chunks import Buffer, Chunks
 from cryptfs.fs.directory import eio
 from cryptfs.fs.types import SetAttr
-from cryptfs.vault.content import SMALL_CHUNK_LOG2, ContentCipher, Geometry, InvalidTag, Sealer
-from cryptfs.vault.diskio import pread_all, pwrite_all
+from cryptfs.vault.content import SMALL_CHUNK_LOG2, Geometry, InvalidTag
+from cryptfs.vault.diskio import pwrite_all
 from cryptfs.vault.header import AREA_SIZE, FLAG_SPARSE, SLOT_OFFSETS, Header
 from cryptfs.vault.journal import Record
 
@@ -42,8 +42,6 @@ DIRTY_MAX = 1 << 21
 
 _DATABASE_MAGIC = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
-Buffer = bytes | bytearray | memoryview
-
 
 class File:
     """One regular file or symbolic link in use.
@@ -55,7 +53,6 @@ class File:
     def __init__(
         self, committer: Committer, node: Node, fd: int, header: Header, slot: int, size: int, durable: bool
     ) -> None:
-        fresh = size < 0
         self.lock = threading.RLock()
         self.committer = committer
         self.node = node
@@ -69,22 +66,14 @@ class File:
         self.slot = slot
         self.unsynced = not durable
         """Whether something is in place that neither a sync nor the journal made durable."""
-        self.header_changed = fresh
+        self.header_changed = size < 0
         self._written_slot = slot
-        self._cipher = ContentCipher(header.key, header.object_id)
-        self._sealer: Sealer | None = None
-        self._geometry = Geometry(header.chunk_log2)
-        # What stands in `pending` or in place: chunks 0 … placed-1, the last with last_len bytes
-        # of plaintext, sealed as final or not.
-        self._placed = 0 if fresh else self._geometry.count(size)
-        self._final_placed = not fresh
-        self._last_len = size - (self._placed - 1) * self._geometry.chunk if self._placed else 0
+        self._chunks = Chunks(fd, header, size)
+        self._geometry = self._chunks.geometry
         self._dirty: dict[int, bytearray] = {}
-        self._pending: dict[int, Buffer] = {}
-        self._pending_header: tuple[int, bytes] | None = None
-        self._pending_cut: int | None = None
-        self._pending_at = 0
         self._cut: int | None = None
+        """Where the object file must be cut before the next dirty chunk is written."""
+        self._pending_at = 0
         self._changes = 0
 
     # -- reading ---------------------------------------------------------------------
@@ -93,7 +82,7 @@ class File:
         """Up to `size` bytes from `offset`, fewer only at the end of the file. EIO where damaged."""
         if offset >= self.size or size <= 0:
             return b""
-        if not self._dirty and not self._pending:
+        if not self._dirty and not self._chunks.pending:
             # No lock: the common case of images. A writer in between shows as a chunk that does
             # not authenticate or a changed counter; the locked way then decides.
             changes = self._changes
@@ -126,69 +115,32 @@ class File:
             if offset == begin and end - begin == len(data):
                 return data
             return memoryview(data)[offset - begin : end - begin]
-        if self._dirty or self._pending:
+        if self._dirty or self._chunks.pending:
             parts = [self._chunk(index) for index in range(first, last + 1)]
             out: Buffer = b"".join(parts)
         else:
-            out = self._read_run(first, last)
+            out = self._chunks.read_run(first, last)
         begin = first * chunk
         if offset == begin and end - begin == len(out):
             return out
         return memoryview(out)[offset - begin : end - begin]
 
-    def _read_run(self, first: int, last: int) -> bytearray:
-        """Several chunks in place, by one read."""
-        geometry, placed = self._geometry, self._placed
-        tail = self._last_len if last == placed - 1 else geometry.chunk
-        stride, chunk = geometry.stride, geometry.chunk
-        whole = last - first
-        sealed = pread_all(self.fd, whole * stride + tail + 40, geometry.offset(first))
-        out = bytearray(whole * chunk + tail)
-        source, target = memoryview(sealed), memoryview(out)
-        final = self._final_placed
-        open_into = self._cipher.open_into
-        for index in range(first, last + 1):
-            at, to = (index - first) * stride, (index - first) * chunk
-            piece = source[at : at + stride]
-            try:
-                open_into(index, final and index == placed - 1, piece, target[to : to + len(piece) - 40])
-            except (InvalidTag, ValueError):
-                if not self._is_hole(index, piece):
-                    raise InvalidTag from None
-                target[to : to + chunk] = bytes(chunk)  # the failed attempt left something there
-        return out
-
-    def _is_hole(self, index: int, sealed: Buffer) -> bool:
-        """Whether zeros on disk are zeros of the file: only in a file whose header says so."""
-        return (
-            bool(self.header.flags & FLAG_SPARSE)
-            and index < self._placed - (1 if self._final_placed else 0)
-            and not any(sealed)
-        )
-
     def _chunk(self, index: int) -> bytes | bytearray:
         """The plaintext of a chunk, wherever it is. InvalidTag if damaged."""
         data = self._dirty.get(index)
-        if data is not None:
-            return data
-        placed, chunk = self._placed, self._geometry.chunk
-        last = index == placed - 1
-        length = self._last_len if last else chunk
-        sealed: Buffer | None = self._pending.get(index)
-        if sealed is None:
-            sealed = pread_all(self.fd, length + 40, self._geometry.offset(index))
+        return self._chunks.open(index) if data is None else data
+
+    def _load(self, index: int) -> bytearray:
         try:
-            return self._cipher.open(index, last and self._final_placed, sealed)
+            return bytearray(self._chunk(index))
         except InvalidTag:
-            if self._is_hole(index, sealed):
-                return bytes(chunk)
-            raise
+            raise self.damaged() from None
 
     def verify_tail(self) -> bool:
         """Whether the last chunk is there and is the last one."""
         with self.lock:
             try:
-                self._chunk(self._placed - 1)
+                self._chunk(self._chunks.count - 1)
             except InvalidTag:
                 return False
             return True
@@ -199,32 +151,12 @@ class File:
         Only for files begun in a session that ended without a sync (format section 9).
         """
         with self.lock:
-            chunk = self._geometry.chunk
-            index = 0
-            last = b""
-            complete = False
-            while not complete:
-                sealed = pread_all(self.fd, self._geometry.stride, self._geometry.offset(index))
-                whole = len(sealed) == self._geometry.stride
-                try:
-                    last = self._cipher.open(index, False, sealed)
-                except InvalidTag:
-                    try:
-                        last = self._cipher.open(index, True, sealed)
-                        complete = True
-                    except InvalidTag:
-                        if not (whole and self.header.flags & FLAG_SPARSE and not any(sealed)):
-                            break
-                        last = bytes(chunk)
-                if not whole:
-                    break
-                index += 1
-            self._placed = max(index - 1, 0)
-            self._final_placed = False
-            self._last_len = chunk if self._placed else 0
-            self.size = index * chunk
-            self._dirty = {self._placed: bytearray(last)}
-            self._cut = self._geometry.offset(self._placed)
+            count, last = self._chunks.whole_run()
+            kept = max(count - 1, 0)
+            self._chunks.cut(kept)
+            self.size = count * self._geometry.chunk
+            self._dirty = {kept: bytearray(last)}
+            self._cut = self._geometry.offset(kept)
             self._changes += 1
             self.durable = True
 
@@ -237,7 +169,7 @@ class File:
             return 0
         with self.lock:
             self._changes += 1
-            if self._placed == 0 and not self._dirty and offset == 0:
+            if self._chunks.count == 0 and not self._dirty and offset == 0:
                 self._choose_chunk(data)
             if offset > self.size:
                 self._grow(offset)
@@ -257,7 +189,7 @@ class File:
             head = bytes(data[:16])
             if head.startswith(_DATABASE_MAGIC):
                 self.header.chunk_log2 = SMALL_CHUNK_LOG2
-                self._geometry = Geometry(SMALL_CHUNK_LOG2)
+                self._geometry = self._chunks.geometry = Geometry(SMALL_CHUNK_LOG2)
 
     def _write(self, offset: int, data: memoryview, end: int) -> None:
         chunk = self._geometry.chunk
@@ -291,19 +223,14 @@ class File:
         if run and (run_at >= first or len(run) > 1):
             if run_at < first:
                 del self._dirty[run_at]
-            self._place_run(run_at, run)
+            self._chunks.place_run(run_at, run)
+            self.unsynced = True
         self.size = new_size
-
-    def _load(self, index: int) -> bytearray:
-        try:
-            return bytearray(self._chunk(index))
-        except InvalidTag:
-            raise self.damaged() from None
 
     def _unfinish(self, first: int) -> None:
         """Before the file grows: the chunk that was the last must be sealed anew as one of many."""
-        if self._final_placed:
-            old = self._placed - 1
+        if self._chunks.final:
+            old = self._chunks.count - 1
             if old < first and old not in self._dirty:
                 self._dirty[old] = self._load(old)
 
@@ -323,14 +250,14 @@ class File:
                 self.header_changed = True
             # Nothing but a hole may lie there: what a cut left behind goes first.
             self._cut_to(geometry.offset(old_last + 1))
-            self._placed, self._final_placed, self._last_len = new_last, False, chunk
+            self._chunks.placed_up_to(new_last, False, chunk)
         else:
             for index in range(old_last + 1, new_last):
                 self._dirty[index] = bytearray(chunk)
         if new_last > old_last:
             self._dirty[new_last] = bytearray(size - new_last * chunk)
         self.size = size
-        if self._cut is not None and self._placed == new_last:
+        if self._cut is not None and self._chunks.count == new_last:
             # What the cut removes would read as content of the hole: it goes now.
             self.flush()
             self.committer.journal.sync()
@@ -360,11 +287,8 @@ class File:
         del buffer[keep:]
         for index in [index for index in self._dirty if index > last]:
             del self._dirty[index]
-        for index in [index for index in self._pending if index >= last]:
-            del self._pending[index]
         self._dirty[last] = buffer
-        self._placed = min(self._placed, last)
-        self._final_placed, self._last_len = False, geometry.chunk if self._placed else 0
+        self._chunks.cut(last)
         self._cut_to(geometry.offset(last))
         self.size = size
 
@@ -383,54 +307,28 @@ class File:
         session; then it is so in place; from then on it is written like a new file.
         """
         self._dirty.clear()
-        self._pending.clear()
         self._cut = None
         self.header.session = self.committer.session
-        self.header.generation += 1
-        self.header.epoch = self.committer.codec.current_epoch
-        slot = self._target_slot()
-        packed = self.committer.codec.pack(self.header)
-        empty = self._seal(0, True, b"")
+        slot, packed = self._next_header()
+        empty = self._chunks.seal(0, True, b"")
         extents: list[tuple[int, bytes | bytearray]] = [
             (self._geometry.offset(0), empty),
             (SLOT_OFFSETS[slot], packed),
         ]
-        record = Record(self.header.object_id, b"", extents, AREA_SIZE)
-        if not self.unlinked:
-            with self.committer.places:
-                record.path = self.node.path()
-                self.committer.journal.append(record)
-            self.committer.journal.sync()
+        with self.committer.places:
+            record = Record(self.header.object_id, self.node.path(), extents, AREA_SIZE)
+            self.committer.journal.append(record)
+        self.committer.journal.sync()
         record.apply(self.fd)
-        self._pending_header = self._pending_cut = None
+        self._chunks.forget_pending()
+        self._chunks.placed_up_to(1, True, 0)
         self._written_slot = slot
-        self._placed, self._final_placed, self._last_len, self.size = 1, True, 0, 0
+        self.size = 0
         self.durable = False
         self.unsynced = True
         self.committer.begun(self)
 
     # -- giving it to the disk ---------------------------------------------------------
-
-    def _seal(self, index: int, final: bool, data: Buffer) -> bytearray:
-        if self._sealer is None:
-            self._sealer = self._cipher.sealer()
-        return self._sealer.seal(index, final, data)
-
-    def _place_run(self, first: int, chunks: list[Buffer]) -> None:
-        """Write whole chunks in place, by one write. Only for a file that is not durable."""
-        if self._sealer is None:
-            self._sealer = self._cipher.sealer()
-        stride = self._geometry.stride
-        out = bytearray(len(chunks) * stride)
-        view = memoryview(out)
-        seal_into = self._sealer.seal_into
-        for number, data in enumerate(chunks):
-            seal_into(first + number, False, data, view[number * stride :])
-        pwrite_all(self.fd, out, self._geometry.offset(first))
-        self.unsynced = True
-        after = first + len(chunks)
-        if after >= self._placed:
-            self._placed, self._final_placed, self._last_len = after, False, self._geometry.chunk
 
     def _write_out(self, keep_last: bool) -> None:
         """Give the dirty chunks to the object file or the journal."""
@@ -438,53 +336,41 @@ class File:
         indices = sorted(self._dirty)
         if keep_last and indices and indices[-1] == last:
             indices.pop()
-        if not indices and self._cut is None and not (self.durable and self.header_changed and not keep_last):
+        if not indices and self._cut is None:
             return
-        sealed = [(index, self._seal(index, index == last, self._dirty[index])) for index in indices]
+        chunks = self._chunks
+        sealed = [(index, chunks.seal(index, index == last, self._dirty[index])) for index in indices]
         if self.durable:
             self._journal(sealed, with_header=not keep_last)
         else:
-            self._in_place(sealed)
-        if indices:
+            chunks.place(sealed)
+            self.unsynced = True
+        if indices and indices[-1] >= chunks.count - 1:
             top = indices[-1]
-            if top >= self._placed - 1:
-                length = len(self._dirty[top])
-                self._placed, self._last_len, self._final_placed = top + 1, length, top == last
+            chunks.placed_up_to(top + 1, top == last, len(self._dirty[top]))
         for index in indices:
             del self._dirty[index]
 
-    def _in_place(self, sealed: Sequence[tuple[int, Buffer]]) -> None:
-        at = 0
-        while at < len(sealed):
-            # Neighbours go in one write.
-            begin = at
-            while at + 1 < len(sealed) and sealed[at + 1][0] == sealed[at][0] + 1:
-                at += 1
-            at += 1
-            data: Buffer = sealed[begin][1] if at - begin == 1 else b"".join(s for _, s in sealed[begin:at])
-            pwrite_all(self.fd, data, self._geometry.offset(sealed[begin][0]))
-        if sealed:
-            self.unsynced = True
-
     def _journal(self, sealed: list[tuple[int, bytearray]], with_header: bool) -> None:
         extents: list[tuple[int, bytes | bytearray]] = [
-            (self._geometry.offset(i), data) for i, data in sealed
+            (self._geometry.offset(index), data) for index, data in sealed
         ]
         header: tuple[int, bytes] | None = None
         if with_header and self.header_changed:
             header = self._next_header()
             extents.append((SLOT_OFFSETS[header[0]], header[1]))
-        if not self.unlinked:
-            # Nobody needs the content of a deleted file after a power cut.
-            with self.committer.places:
-                record = Record(self.header.object_id, self.node.path(), extents, self._cut)
-                self._pending_at = self.committer.journal.append(record)
-        self._pending.update(sealed)
+        with self.committer.places:
+            record = Record(self.header.object_id, self.node.path(), extents, self._cut)
+            self._pending_at = self.committer.journal.append(record)
+        chunks = self._chunks
+        chunks.pending.update(sealed)
         if self._cut is not None:
-            self._pending_cut = self._cut if self._pending_cut is None else min(self._cut, self._pending_cut)
+            chunks.pending_cut = (
+                self._cut if chunks.pending_cut is None else min(self._cut, chunks.pending_cut)
+            )
             self._cut = None
         if header is not None:
-            self._pending_header = header
+            chunks.pending_header = header
             self.header_changed = False
         self.committer.journaled(self)
 
@@ -517,25 +403,22 @@ class File:
             if self.handles == 0:
                 self.flush()
 
-    def _target_slot(self) -> int:
-        return 0 if self.slot != 0 else 1
-
     def _next_header(self) -> tuple[int, bytes]:
         """Slot and bytes of the header with the next generation."""
         self.header.generation += 1
         self.header.epoch = self.committer.codec.current_epoch
-        return self._target_slot(), self.committer.codec.pack(self.header)
+        return 0 if self.slot != 0 else 1, self.committer.codec.pack(self.header)
 
     def flush(self) -> None:
         """Give everything to the object file or the journal, so that it reads whole from there."""
         with self.lock:
             last = self._geometry.count(self.size) - 1
-            if last not in self._dirty and not (self._placed - 1 == last and self._final_placed):
+            if last not in self._dirty and not (self._chunks.count - 1 == last and self._chunks.final):
                 self._dirty[last] = self._load(last) if self.size else bytearray()
             if self._dirty or self._cut is not None:
                 self._write_out(keep_last=False)
             if self.header_changed:
-                if self.durable and not self.unlinked and self.committer.journal.live(self.header.object_id):
+                if self.durable and self.committer.journal.live(self.header.object_id):
                     self._journal([], with_header=True)
                 else:
                     self._place_header()
@@ -543,7 +426,7 @@ class File:
     def _place_header(self) -> None:
         """Write the header in place, to the slot that does not hold the durable one."""
         slot, packed = self._next_header()
-        self._pending_header = None
+        self._chunks.pending_header = None
         pwrite_all(self.fd, packed, SLOT_OFFSETS[slot])
         self._written_slot = slot
         self.header_changed = False
@@ -552,33 +435,35 @@ class File:
     def apply(self) -> None:
         """Put in place what the journal holds durably. The committer calls it after a sync."""
         with self.lock:
-            if not self.has_pending() or (
-                self._pending_at > self.committer.journal.synced and not self.unlinked
-            ):
-                return
-            if self._pending_cut is not None:
-                os.ftruncate(self.fd, self._pending_cut)
-            self._changes += 1
-            unsynced = self.unsynced
-            self._in_place([(index, self._pending[index]) for index in sorted(self._pending)])
-            self.unsynced = unsynced  # these the journal has
-            if self._pending_header is not None:
-                slot, packed = self._pending_header
-                pwrite_all(self.fd, packed, SLOT_OFFSETS[slot])
-                self._written_slot = slot
-            self._pending.clear()
-            self._pending_header = self._pending_cut = None
+            if self.has_pending() and self._pending_at <= self.committer.journal.synced:
+                self._apply()
+
+    def _apply(self) -> None:
+        self._changes += 1
+        slot = self._chunks.apply()
+        if slot is not None:
+            self._written_slot = slot
+
+    def orphaned(self) -> None:
+        """The last name is gone, durably if the content was durable: no power cut brings it back.
+
+        So nothing has to go through the journal any more.
+        """
+        with self.lock:
+            self.unlinked = True
+            self._apply()
+            if self._cut is not None:
+                os.ftruncate(self.fd, self._cut)
+                self._cut = None
+            self.durable = False
 
     def overlay(self, sealed: dict[int, Buffer]) -> None:
         """Read these chunks from the journal: for a vault that must not be changed."""
-        self._pending.update(sealed)
+        self._chunks.pending.update(sealed)
 
     def has_pending(self) -> bool:
         """Whether the journal holds something that is not in place."""
-        return bool(self._pending) or self._pending_header is not None or self._pending_cut is not None
-
-    def pending_bytes(self) -> int:
-        return sum(map(len, self._pending.values()))
+        return self._chunks.has_pending
 
     def sync_in_place(self) -> None:
         """Make what is in place durable: one fdatasync. From the call on, changes go through the journal.

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from cryptfs.errors import IntegrityError
+from cryptfs.fs.chunks import Buffer
 from cryptfs.fs.commit import Committer
 from cryptfs.fs.directory import Directory, DirectoryCache, eio
-from cryptfs.fs.file import Buffer, File
+from cryptfs.fs.file import File
 from cryptfs.fs.namespace import Namespace, error
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects

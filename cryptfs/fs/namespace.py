@@ -160,7 +160,8 @@ class Namespace:
             directory = self._directories.get(node.parent)
             os.unlink(node.lname, dir_fd=directory.fd)
             directory.drop_long(node.lname)
-            file.unlinked = node.dead = True
+            file.orphaned()
+            node.dead = True
             self._nodes.forget(node.ino, 1)
             raise
         finally:
@@ -281,12 +282,17 @@ class Namespace:
                     # Its other names are found again by the next lookup.
                     node.parent = None
             return
-        self._committer.deleted(node.file if node else None, ino)
+        if node is None or node.file is None:
+            self._committer.deleted(None, ino)
+        else:
+            if node.file.durable:
+                # What is written to it from now on is not protected: it must not come back.
+                self._committer.sync_places(parent)
+            node.file.orphaned()
+            self._committer.deleted(node.file, ino)
+            self._objects.drop(node.file)
         if node is not None:
             node.dead = True
-            if node.file is not None:
-                node.file.unlinked = True
-                self._objects.drop(node.file)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """On disk: the header goes first; a directory without header and entries is a remnant."""

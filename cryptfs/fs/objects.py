@@ -8,9 +8,10 @@ import os
 import stat
 from typing import NamedTuple
 
+from cryptfs.fs.chunks import Buffer
 from cryptfs.fs.commit import Committer
 from cryptfs.fs.directory import Directory, DirectoryCache, eio
-from cryptfs.fs.file import Buffer, File
+from cryptfs.fs.file import File
 from cryptfs.fs.nodes import Node, NodeTable, stale
 from cryptfs.fs.types import Attr
 from cryptfs.vault.content import Geometry

@@ -1,0 +1,173 @@
+"""The chunks of one object file as they stand in place or in the journal: sealed, complete or not.
+
+What is *placed* are the chunks 0 … count-1, the last of them with `last_len` bytes of plaintext,
+sealed as final or not. A chunk that is in `pending` stands in the journal and not yet in place.
+The caller holds the file's lock, except for `read_run` and `open`, which change nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from cryptfs.crypto.aead import OVERHEAD
+from cryptfs.vault.content import ContentCipher, Geometry, InvalidTag, Sealer
+from cryptfs.vault.diskio import pread_all, pwrite_all
+from cryptfs.vault.header import FLAG_SPARSE, SLOT_OFFSETS, Header
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Chunks:
+    """Opens and seals the chunks of one object file. `size` is the plaintext in place, -1 for none."""
+
+    def __init__(self, fd: int, header: Header, size: int) -> None:
+        self.fd = fd
+        self._header = header
+        self._cipher = ContentCipher(header.key, header.object_id)
+        self._sealer: Sealer | None = None
+        self.geometry = Geometry(header.chunk_log2)
+        self.count = 0
+        self.final = False
+        self.last_len = 0
+        self.pending: dict[int, Buffer] = {}
+        self.pending_header: tuple[int, bytes] | None = None
+        self.pending_cut: int | None = None
+        if size >= 0:
+            self.placed_up_to(self.geometry.count(size), True, size % self.geometry.chunk)
+            if size and not self.last_len:
+                self.last_len = self.geometry.chunk
+
+    def placed_up_to(self, count: int, final: bool, last_len: int) -> None:
+        """Say how many chunks stand there, and how the last one is."""
+        self.count, self.final, self.last_len = count, final, last_len
+
+    def cut(self, count: int) -> None:
+        """Only the first `count` chunks count from now on, none of them as final."""
+        for index in [index for index in self.pending if index >= count]:
+            del self.pending[index]
+        count = min(self.count, count)
+        self.placed_up_to(count, False, self.geometry.chunk if count else 0)
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def open(self, index: int) -> bytes:
+        """The plaintext of a chunk; InvalidTag if it is damaged."""
+        last = index == self.count - 1
+        length = self.last_len if last else self.geometry.chunk
+        sealed: Buffer | None = self.pending.get(index)
+        if sealed is None:
+            sealed = pread_all(self.fd, length + OVERHEAD, self.geometry.offset(index))
+        try:
+            return self._cipher.open(index, last and self.final, sealed)
+        except InvalidTag:
+            if self._is_hole(index, sealed):
+                return bytes(self.geometry.chunk)
+            raise
+
+    def read_run(self, first: int, last: int) -> bytearray:
+        """Several chunks in place, by one read; InvalidTag if one of them is damaged."""
+        chunk, stride, count, final = self.geometry.chunk, self.geometry.stride, self.count, self.final
+        tail = self.last_len if last == count - 1 else chunk
+        whole = last - first
+        sealed = pread_all(self.fd, whole * stride + tail + OVERHEAD, self.geometry.offset(first))
+        out = bytearray(whole * chunk + tail)
+        source, target = memoryview(sealed), memoryview(out)
+        open_into = self._cipher.open_into
+        for number in range(whole + 1):
+            index, to = first + number, number * chunk
+            piece = source[number * stride : (number + 1) * stride]
+            try:
+                open_into(index, final and index == count - 1, piece, target[to : to + len(piece) - OVERHEAD])
+            except (InvalidTag, ValueError):
+                if not self._is_hole(index, piece):
+                    raise InvalidTag from None
+                target[to : to + chunk] = bytes(chunk)  # the failed attempt left something there
+        return out
+
+    def _is_hole(self, index: int, sealed: Buffer) -> bool:
+        """Whether zeros on disk are zeros of the file: only in a file whose header says so."""
+        return (
+            bool(self._header.flags & FLAG_SPARSE)
+            and index < self.count - (1 if self.final else 0)
+            and not any(sealed)
+        )
+
+    def whole_run(self) -> tuple[int, bytes]:
+        """How many whole chunks from the first on authenticate, and the last one's plaintext.
+
+        The run ends with a chunk that is final; zeros count where the file may have holes.
+        """
+        index, last = 0, b""
+        sparse = self._header.flags & FLAG_SPARSE
+        while len(sealed := pread_all(self.fd, self.geometry.stride, self.geometry.offset(index))) == (
+            self.geometry.stride
+        ):
+            try:
+                last = self._cipher.open(index, False, sealed)
+            except InvalidTag:
+                try:
+                    return index + 1, self._cipher.open(index, True, sealed)
+                except InvalidTag:
+                    if not sparse or any(sealed):
+                        break
+                    last = bytes(self.geometry.chunk)
+            index += 1
+        return index, last
+
+    # -- sealing ---------------------------------------------------------------------------------
+
+    def seal(self, index: int, final: bool, data: Buffer) -> bytearray:
+        """A sealed chunk, not put anywhere."""
+        if self._sealer is None:
+            self._sealer = self._cipher.sealer()
+        return self._sealer.seal(index, final, data)
+
+    def place_run(self, first: int, chunks: Sequence[Buffer]) -> None:
+        """Seal whole chunks, none of them final, and write them in place by one write."""
+        if self._sealer is None:
+            self._sealer = self._cipher.sealer()
+        stride = self.geometry.stride
+        out = bytearray(len(chunks) * stride)
+        view = memoryview(out)
+        for number, data in enumerate(chunks):
+            self._sealer.seal_into(first + number, False, data, view[number * stride :])
+        pwrite_all(self.fd, out, self.geometry.offset(first))
+        after = first + len(chunks)
+        if after >= self.count:
+            self.placed_up_to(after, False, self.geometry.chunk)
+
+    def place(self, sealed: Sequence[tuple[int, Buffer]]) -> None:
+        """Write sealed chunks, ascending, in place; neighbours by one write."""
+        at = 0
+        while at < len(sealed):
+            begin = at
+            while at + 1 < len(sealed) and sealed[at + 1][0] == sealed[at][0] + 1:
+                at += 1
+            at += 1
+            data: Buffer = sealed[begin][1] if at - begin == 1 else b"".join(s for _, s in sealed[begin:at])
+            pwrite_all(self.fd, data, self.geometry.offset(sealed[begin][0]))
+
+    # -- between journal and place ------------------------------------------------------------------
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether the journal holds something that is not in place."""
+        return bool(self.pending) or self.pending_header is not None or self.pending_cut is not None
+
+    def apply(self) -> int | None:
+        """Put what is pending in place; the slot if a header was among it."""
+        if self.pending_cut is not None:
+            os.ftruncate(self.fd, self.pending_cut)
+        self.place([(index, self.pending[index]) for index in sorted(self.pending)])
+        slot = None
+        if self.pending_header is not None:
+            slot, packed = self.pending_header
+            pwrite_all(self.fd, packed, SLOT_OFFSETS[slot])
+        self.forget_pending()
+        return slot
+
+    def forget_pending(self) -> None:
+        """What was pending is in place, or void."""
+        self.pending.clear()
+        self.pending_header = self.pending_cut = None
