@@ -38,8 +38,8 @@ class Duration(click.ParamType[float]):
 
 
 @click.command()
-@click.argument("vault", type=click.Path(path_type=Path))
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("vault", type=click.Path(path_type=Path, readable=False))
+@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False))
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground (for service managers).")
 @click.option("--read-only", is_flag=True, help="Nothing in the vault can be changed.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as the permissions say.")
@@ -118,10 +118,12 @@ def command(
         idle_seconds=idle_timeout,
         flags=flags,
     )
-    logs.configure(log_target, foreground=foreground, verbose=verbose)
+    if log_target not in (None, "syslog", "journal"):
+        log_target = os.path.abspath(str(log_target))
 
     def run(ready: Callable[[], None]) -> None:
         # In the daemon: locks, threads and memory maps do not survive a fork.
+        logs.configure(log_target, foreground=foreground, verbose=verbose)
         from cryptfs.fs import FileSystem, FsOptions
         from cryptfs.vault import Vault
 

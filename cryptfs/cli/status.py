@@ -19,7 +19,7 @@ _ANSWER_SECONDS = 5.0
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False), required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def command(mountpoint: Path | None, as_json: bool) -> None:
     """Show the mounted vaults of this user, or the one at MOUNTPOINT.

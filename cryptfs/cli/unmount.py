@@ -13,7 +13,7 @@ from cryptfs.errors import CryptfsError, NotMounted
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=click.Path(path_type=Path, readable=False))
 @click.option("--lazy", is_flag=True, help="Detach now, and end when the last file is closed.")
 @click.option(
     "--timeout",

@@ -53,7 +53,7 @@ def in_foreground(serve: Callable[[Callable[[], None]], None]) -> None:
 def in_background(serve: Callable[[Callable[[], None]], None]) -> None:
     """Run `serve(ready)` in a daemon; returns when it has called `ready`.
 
-    Raises the daemon's error, if it ended before.
+    The daemon inherits no open file. Raises the daemon's error, if it ended before.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -105,7 +105,9 @@ def _become_daemon(writer: int, serve: Callable[[Callable[[], None]], None]) -> 
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)
-        os.close(null)
+        # Whoever started us must not wait for the end of a pipe, or the release of a lock, that we hold.
+        os.closerange(3, writer)
+        os.closerange(writer + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
         def ready() -> None:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import logging.handlers
 import os
@@ -34,6 +35,14 @@ class JournalHandler(logging.Handler):
             )
         except OSError:
             self.handleError(record)
+
+
+class PrivateFileHandler(logging.handlers.WatchedFileHandler):
+    """A log file for its owner only, made anew when logrotate has moved it away."""
+
+    def _open(self) -> io.TextIOWrapper:
+        fd = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return os.fdopen(fd, "a", encoding="utf-8")
 
 
 def _journal_field(name: str, value: str) -> bytes:
@@ -88,10 +97,5 @@ def _open(target: str) -> tuple[logging.Handler, str]:
         if not Path(_SYSLOG).exists():
             raise FileNotFoundError(2, "there is no /dev/log")
         return logging.handlers.SysLogHandler(_SYSLOG, "daemon"), _NAME + "[%(process)d]: %(message)s"
-    path = Path(target).absolute()
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
-    # Reopens the file when logrotate has moved it away.
-    return (
-        logging.handlers.WatchedFileHandler(path),
-        "%(asctime)s [%(process)d] %(levelname)s: %(message)s",
-    )
+    style = "%(asctime)s [%(process)d] %(levelname)s: %(message)s"
+    return PrivateFileHandler(Path(target).absolute()), style

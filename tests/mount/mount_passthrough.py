@@ -32,9 +32,9 @@ def main() -> None:
         options = MountOptions(
             vault=directory, mountpoint=mountpoint.prepare(Path(place), Path(directory)), **settings
         )
-        logs.configure(log, foreground=foreground, verbose=False)
 
         def run(ready: Callable[[], None]) -> None:
+            logs.configure(log, foreground=foreground, verbose=False)
             if die_at_start:
                 raise RuntimeError("text that must not be shown")
             serve(PassthroughFs(directory, xattrs=options.xattrs), options, ready)

@@ -1,0 +1,46 @@
+"""`cryptfs status`, for programs and for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_mount import Place, failed, place
+
+__all__ = ["place"]
+
+pytestmark = pytest.mark.system
+
+
+def test_status_for_programs(place: Place) -> None:
+    assert place.status() == []
+    place.mount("--read-only")
+    (mount,) = place.status()
+    assert mount["vault"] == str(place.vault)
+    assert mount["state"] == "mounted"
+    assert mount["read_only"] is True
+    assert mount["cipher"] == "XAES-256-GCM"
+    assert mount["unlocked_with"].startswith("recovery ")
+    assert mount["open_files"] == 0
+    assert mount["index"] in ("none", "current", "building")
+    assert Path(f"/proc/{mount['pid']}").exists()
+
+
+def test_status_counts_traffic_and_open_files(place: Place) -> None:
+    place.mount()
+    (place.at / "file").write_bytes(bytes(300_000))
+    with (place.at / "file").open("rb"):
+        (mount,) = place.status(place.at)
+        assert mount["open_files"] == 1
+    assert mount["bytes_written"] == 300_000
+    assert {"bytes_read", "read_bytes_per_second", "written_bytes_per_second", "since"} <= set(mount)
+
+
+def test_status_for_people(place: Place) -> None:
+    failed(place.run("status", place.at), 17, "No vault is mounted at")
+    place.mount()
+    shown = place.run("status", place.at).stdout
+    assert str(place.at) in shown and str(place.vault) in shown and "XAES-256-GCM" in shown
+    place.run("unmount", place.at)
+    assert str(place.at) not in place.run("status").stdout
