@@ -243,6 +243,7 @@ class TreeMachine(RuleBasedStateMachine):
     def both(self, operation: str, *arguments: object) -> object:
         """Does one thing on both trees; they must give the same answer or the same errno."""
         answers = []
+        self._differ = True  # until it is shown that they do not, whatever is raised meanwhile
         for tree in (self.model, self.subject):
             try:
                 answers.append((getattr(tree, operation)(*arguments), None))
@@ -470,6 +471,7 @@ class TreeMachine(RuleBasedStateMachine):
         for handle in list(self.open_handles):
             self.close(handle)
         self.model.reopen()
+        self._differ = True
         self.subject.reopen()
         self.compare_everything()
 

@@ -140,11 +140,14 @@ class CryptfsMount:
         )
 
     def mount(self, *, owner: str | None = None, read_only: bool = False, xattrs: bool = False) -> None:
-        if not self.vault.exists():
+        new = not self.vault.exists()
+        if new:
             self.init()
         self._options = ["--owner", owner] if owner else ["--allow-other"]
         self._options += ["--read-only"] * read_only + ["--xattrs"] * xattrs + ["--log", str(self.log)]
         self._mount("--passphrase-file", self.passphrase_file)
+        if new and not owner:
+            self.path.chmod(0o755)  # a new vault is its owner's alone
 
     def _mount(self, *secret: str | Path) -> None:
         # The recovery key needs no Argon2, so mounting again takes a fraction of a second.
