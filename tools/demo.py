@@ -88,6 +88,7 @@ def synthetic_images(patients: int = 12, slices: int = 8) -> Iterator[bytes]:
     """CT slices of invented people, half a megabyte each, as a scanner sends them."""
     surnames = ("Marchand", "Lefèvre", "Kowalski", "Okonkwo", "Nakamura", "Delacroix")
     for patient in range(patients):
+        study, series = generate_uid(), generate_uid()
         for number in range(slices):
             meta = FileMetaDataset()
             meta.MediaStorageSOPClassUID = CTImageStorage
@@ -99,6 +100,7 @@ def synthetic_images(patients: int = 12, slices: int = 8) -> Iterator[bytes]:
             image.PatientID = f"DEMO-{patient:06}"
             image.Modality = "CT"
             image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+            image.StudyInstanceUID, image.SeriesInstanceUID = study, series
             image.InstanceNumber = number + 1
             image.Rows = image.Columns = 512
             image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
