@@ -8,14 +8,35 @@ The caller holds the file's lock, except for `read_run` and `open`, which change
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 
 from cryptfs.crypto.aead import OVERHEAD
 from cryptfs.vault.content import ContentCipher, Geometry, InvalidTag, Sealer
-from cryptfs.vault.diskio import pread_all, pwrite_all
+from cryptfs.vault.diskio import pread_all, pread_into, pwrite_all
 from cryptfs.vault.header import FLAG_SPARSE, SLOT_OFFSETS, Header
 
 Buffer = bytes | bytearray | memoryview
+
+
+class _Scratch(threading.local):
+    """Room for ciphertext, one for each thread.
+
+    Memory that is taken and given back with each request costs a page fault per page: for an
+    image of 526 KB 500 µs, where reading it costs 33 µs and opening it 41 µs.
+    """
+
+    def __init__(self) -> None:
+        self._room = memoryview(bytearray(1 << 20))
+
+    def take(self, size: int) -> memoryview:
+        """`size` bytes of room, until this thread asks again."""
+        if size > len(self._room):
+            self._room = memoryview(bytearray(size))
+        return self._room[:size]
+
+
+_scratch = _Scratch()
 
 
 class Chunks:
@@ -70,9 +91,10 @@ class Chunks:
         chunk, stride, count, final = self.geometry.chunk, self.geometry.stride, self.count, self.final
         tail = self.last_len if last == count - 1 else chunk
         whole = last - first
-        sealed = pread_all(self.fd, whole * stride + tail + OVERHEAD, self.geometry.offset(first))
+        source = _scratch.take(whole * stride + tail + OVERHEAD)
+        source = source[: pread_into(self.fd, source, self.geometry.offset(first))]
         out = bytearray(whole * chunk + tail)
-        source, target = memoryview(sealed), memoryview(out)
+        target = memoryview(out)
         open_into = self._cipher.open_into
         for number in range(whole + 1):
             index, to = first + number, number * chunk
@@ -128,10 +150,9 @@ class Chunks:
         if self._sealer is None:
             self._sealer = self._cipher.sealer()
         stride = self.geometry.stride
-        out = bytearray(len(chunks) * stride)
-        view = memoryview(out)
+        out = _scratch.take(len(chunks) * stride)
         for number, data in enumerate(chunks):
-            self._sealer.seal_into(first + number, False, data, view[number * stride :])
+            self._sealer.seal_into(first + number, False, data, out[number * stride :])
         pwrite_all(self.fd, out, self.geometry.offset(first))
         after = first + len(chunks)
         if after >= self.count:

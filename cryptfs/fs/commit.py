@@ -297,3 +297,5 @@ class Committer:
                 # Nothing is lost: it all stays in the journal or in memory, and whoever
                 # calls fsync gets the error himself.
                 log.error("cannot sync the vault: %s", error.strerror)
+            except Exception as error:  # this thread must live as long as the mount
+                log.error("syncing in the background failed with %s", type(error).__name__)

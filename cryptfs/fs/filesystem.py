@@ -54,12 +54,29 @@ class FileSystem:
     """Files and directories over an unlocked vault. Recovers from an unclean stop when made."""
 
     def __init__(self, vault: Vault, options: FsOptions | None = None) -> None:
+        """Takes the vault over: it is closed by `close`, or at once if this raises.
+
+        Raises IntegrityError if the journal, the session state or the root directory is damaged.
+        """
         self.vault = vault
         self.options = options or FsOptions()
         self._lock = threading.RLock()
-        self._nodes = NodeTable(os.fstat(vault.tree_fd).st_ino)
+        self._handles: dict[int, File] = {}
+        self._listings: dict[int, _Listing] = {}
+        self._numbers = itertools.count(1)
+        self._read_bytes = self._written_bytes = 0
         self._directories = DirectoryCache(vault)
-        pending = recover(vault) if not vault.read_only else overlays(vault)
+        try:
+            self._begin()
+        except BaseException:
+            self._directories.close()
+            vault.close()
+            raise
+
+    def _begin(self) -> None:
+        vault = self.vault
+        self._nodes = NodeTable(os.fstat(vault.tree_fd).st_ino)
+        pending = overlays(vault) if vault.read_only else recover(vault)
         self._committer = Committer(vault, self._directories, self._lock)
         self._committer.on_idle_file = self._idle
         self._objects = Objects(vault, self._nodes, self._directories, self._committer, pending)
@@ -67,10 +84,6 @@ class FileSystem:
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer,
             SmallChunks(self.options.small_chunk_patterns),
         )  # fmt: skip
-        self._handles: dict[int, File] = {}
-        self._listings: dict[int, _Listing] = {}
-        self._numbers = itertools.count(1)
-        self._read_bytes = self._written_bytes = 0
         # The root must open, else there is nothing to serve.
         try:
             self._directories.get(self._nodes.root)
@@ -169,6 +182,7 @@ class FileSystem:
                     raise
             else:
                 return self._handle(file), self._objects.file_attr(file)
+            # It was there: O_CREAT without O_EXCL opens it.
             attr = self.lookup(parent, name)
             try:
                 return self.open(attr.ino, flags), self.getattr(attr.ino)

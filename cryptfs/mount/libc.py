@@ -43,3 +43,18 @@ def forbid_dumps() -> None:
 def set_io_flusher() -> None:
     """Tell the kernel that this process writes out other processes' dirty pages (needs privileges)."""
     _check(_libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0))
+
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+
+def keep_freed_memory(size: int) -> None:
+    """Have malloc keep up to `size` bytes that are free, and take blocks up to `size` from its heap.
+
+    Nothing happens where the C library is not glibc.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, size)
+        mallopt(_M_TRIM_THRESHOLD, size)

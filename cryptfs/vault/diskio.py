@@ -42,6 +42,17 @@ def pread_all(fd: int, size: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
+def pread_into(fd: int, room: memoryview, offset: int) -> int:
+    """Fill `room` from `offset`; fewer bytes than it has only at the end of the file."""
+    got = os.preadv(fd, [room], offset)
+    while 0 < got < len(room):
+        more = os.preadv(fd, [room[got:]], offset + got)
+        if not more:
+            break
+        got += more
+    return got
+
+
 def fsync_path(path: str | bytes, dir_fd: int | None = None) -> None:
     """fsync a directory (or file) by name."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
