@@ -2,12 +2,14 @@
 
 `load` reads and bounds-checks; `unlock` takes a secret from `cryptfs.keyslots` and
 checks the MAC. To add or remove a slot no other slot's secret is needed: the
-volume key is sealed to each slot's public key.
+volume key is sealed to each slot's public key, and the authority key, which says that
+somebody with a slot did it, is the same in every slot.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +30,12 @@ from cryptfs.errors import (
 from cryptfs.keyslots import TYPEABLE, Secret
 from cryptfs.vault import configfile
 from cryptfs.vault.document import (
+    AUTHORITY_SIZE,
     MAX_LABEL,
     MAX_SLOTS,
     Document,
     Options,
+    RootKeys,
     Slot,
     compute_mac,
     format_document,
@@ -88,7 +92,7 @@ class Unlocked:
     """An authentic configuration and the keys in it."""
 
     config: Config
-    volume_key: bytes = field(repr=False)
+    keys: RootKeys = field(repr=False)
     keyring: Keyring = field(repr=False)
     slot_id: str
 
@@ -120,7 +124,7 @@ def load(path: Path | str) -> Config:
 
 
 def unlock(config: Config, secret: Secret) -> Unlocked:
-    """Open the first slot that the secret opens, and check everything else with the volume key.
+    """Open the first slot that the secret opens, and check everything else with the keys in it.
 
     WrongSecret if it opens none; ConfigDamaged if what was opened is not authentic. A
     passphrase costs about a second for each passphrase slot tried.
@@ -131,7 +135,7 @@ def unlock(config: Config, secret: Secret) -> Unlocked:
     for slot in tried:
         private = _open_private(config.vault_id, slot, secret)
         if private is not None:
-            return _open_with(config, slot, private)
+            return _open_with(config, slot, *private)
     raise WrongSecret(f"Wrong {_WHAT[secret.type]}: it opens no key slot of this vault.")
 
 
@@ -143,9 +147,9 @@ def create(
     With write=False nothing is written: `write_new` does that last, when the rest of the vault is there.
     """
     vault_id = os.urandom(16)
-    volume_key = os.urandom(aead.KEY_SIZE)
+    keys = RootKeys(os.urandom(aead.KEY_SIZE), os.urandom(AUTHORITY_SIZE))
     keyring = Keyring.new()
-    slots = [_make_slot(vault_id, volume_key, secret, label) for secret, label in secrets]
+    slots = [_make_slot(vault_id, keys, secret, label) for secret, label in secrets]
     _check_slots(slots)
     blank = Document(
         format="cryptfs",
@@ -159,8 +163,8 @@ def create(
         keyring=b"",
         mac=bytes(32),
     )
-    document = _seal_document(blank, slots, volume_key, keyring)
-    unlocked = Unlocked(Config(path, document), volume_key, keyring, slots[0].id)
+    document = _seal_document(blank, slots, keys, keyring)
+    unlocked = Unlocked(Config(path, document), keys, keyring, slots[0].id)
     if write:
         write_new(unlocked)
     return unlocked
@@ -178,7 +182,7 @@ def write_new(unlocked: Unlocked) -> None:
 def add_slot(unlocked: Unlocked, secret: Secret, label: str = "") -> Unlocked:
     """One more slot. The vault as it is on the disk now is the one that is changed."""
     with _changing(unlocked) as fresh:
-        slot = _make_slot(fresh.vault_id, fresh.volume_key, secret, label)
+        slot = _make_slot(fresh.vault_id, fresh.keys, secret, label)
         return _replace(fresh, [*fresh.config.slots, slot], slot_id=fresh.slot_id)
 
 
@@ -186,14 +190,18 @@ def change_slot(unlocked: Unlocked, slot_id: str, secret: Secret, label: str | N
     """Another secret for a slot, under the same id.
 
     The volume key is replaced: with an old copy of cryptfs.json, the old secret would
-    otherwise open every later configuration too.
+    otherwise open every later configuration too. If it is the only slot, so is the authority
+    key: nobody else has to learn the new one.
     """
     with _changing(unlocked) as fresh:
         old = fresh.config.slot(slot_id)
         label = old.label if label is None else label
-        new = _make_slot(fresh.vault_id, fresh.volume_key, secret, label, slot_id=old.id)
+        keys = fresh.keys
+        if len(fresh.config.slots) == 1:
+            keys = dataclasses.replace(keys, authority=os.urandom(AUTHORITY_SIZE))
+        new = _make_slot(fresh.vault_id, keys, secret, label, slot_id=old.id)
         slots = [new if slot.id == old.id else slot for slot in fresh.config.slots]
-        return _replace(fresh, slots, slot_id=new.id, revokes=True)
+        return _replace(fresh, slots, slot_id=new.id, keys=keys, revokes=True)
 
 
 def remove_slot(unlocked: Unlocked, slot_id: str) -> Unlocked:
@@ -215,34 +223,37 @@ def replace_keyring(unlocked: Unlocked, keyring: Keyring) -> Unlocked:
         return _replace(fresh, fresh.config.slots, keyring=keyring, slot_id=fresh.slot_id, revokes=revokes)
 
 
-def _open_private(vault_id: bytes, slot: Slot, secret: Secret) -> bytes | None:
+def _open_private(vault_id: bytes, slot: Slot, secret: Secret) -> tuple[bytes, bytes] | None:
+    """The slot's HPKE private key and the authority key."""
     key = secret.slot_key(slot.kdf, slot.extra)
     try:
-        return aead.open_sealed(key, slot.private, slot_associated(vault_id, slot))
+        plain = aead.open_sealed(key, slot.private, slot_associated(vault_id, slot))
     except aead.InvalidTag:
         return None
+    return plain[: hpke.PRIVATE_SIZE], plain[hpke.PRIVATE_SIZE :]
 
 
-def _open_with(config: Config, slot: Slot, private: bytes) -> Unlocked:
+def _open_with(config: Config, slot: Slot, private: bytes, authority_key: bytes) -> Unlocked:
     try:
         volume_key = hpke.open_sealed(private, slot.volume, volume_info(config.vault_id, slot.id))
-        keyring = _authentic_keyring(config.document, volume_key)
+        keys = RootKeys(volume_key, authority_key)
+        keyring = _authentic_keyring(config.document, keys)
     except (hpke.InvalidTag, KeyringDamaged):
         raise ConfigDamaged(
             f"{config.path / configfile.NAME} was changed by something other than cryptfs, or is damaged: "
             f"the secret is right, but the rest is not authentic{_hint(config.path)}."
         ) from None
-    return Unlocked(config, volume_key, keyring, slot.id)
+    return Unlocked(config, keys, keyring, slot.id)
 
 
-def _authentic_keyring(document: Document, volume_key: bytes) -> Keyring:
+def _authentic_keyring(document: Document, keys: RootKeys) -> Keyring:
     """The keyring of a document whose MAC is right; KeyringDamaged."""
-    if not mac_is_right(document, volume_key):
+    if not mac_is_right(document, keys):
         raise KeyringDamaged
-    return Keyring.open(volume_key, document.vault_id, document.keyring)
+    return Keyring.open(keys, document.vault_id, document.keyring)
 
 
-def _make_slot(vault_id: bytes, volume_key: bytes, secret: Secret, label: str, slot_id: str = "") -> Slot:
+def _make_slot(vault_id: bytes, keys: RootKeys, secret: Secret, label: str, slot_id: str = "") -> Slot:
     """A slot with a new key pair, opened once more to be sure."""
     if len(label) > MAX_LABEL or not label.isprintable():
         raise UsageError(f"A label has at most {MAX_LABEL} characters, all of them printable.")
@@ -250,12 +261,15 @@ def _make_slot(vault_id: bytes, volume_key: bytes, secret: Secret, label: str, s
     private = hpke.generate()
     public = hpke.public_of(private)
     kdf, extra = secret.new_kdf(), secret.new_extra()
-    volume = hpke.seal(public, volume_key, volume_info(vault_id, slot_id))
+    volume = hpke.seal(public, keys.volume, volume_info(vault_id, slot_id))
     blank = Slot(slot_id, secret.type, label, now(), kdf, extra, public, b"", volume)
-    sealed = aead.seal(secret.slot_key(kdf, extra), private, slot_associated(vault_id, blank))
+    sealed = aead.seal(
+        secret.slot_key(kdf, extra), private + keys.authority, slot_associated(vault_id, blank)
+    )
     slot = msgspec.structs.replace(blank, private=sealed)
     again = _open_private(vault_id, slot, secret)
-    if again is None or hpke.open_sealed(again, volume, volume_info(vault_id, slot_id)) != volume_key:
+    opened = (hpke.open_sealed(again[0], volume, volume_info(vault_id, slot_id)), again[1]) if again else None
+    if opened != (keys.volume, keys.authority):
         raise CryptfsError("The new key slot does not open again: this machine's memory or processor fails.")
     return slot
 
@@ -267,29 +281,29 @@ def _check_slots(slots: Sequence[Slot]) -> None:
         raise SlotRefused(f"A vault has at most {MAX_SLOTS} key slots: remove one first.")
 
 
-def _seal_document(base: Document, slots: Sequence[Slot], volume_key: bytes, keyring: Keyring) -> Document:
+def _seal_document(base: Document, slots: Sequence[Slot], keys: RootKeys, keyring: Keyring) -> Document:
     document = msgspec.structs.replace(
         base,
         generation=base.generation + 1,
         slots=list(slots),
-        keyring=keyring.seal(volume_key, base.vault_id),
+        keyring=keyring.seal(keys, base.vault_id),
     )
-    return msgspec.structs.replace(document, mac=compute_mac(document, volume_key))
+    return msgspec.structs.replace(document, mac=compute_mac(document, keys))
 
 
 @contextlib.contextmanager
 def _changing(unlocked: Unlocked) -> Iterator[Unlocked]:
-    """With the lock held, what is on the disk now: VaultInUse if our volume key no longer opens it."""
+    """With the lock held, what is on the disk now: VaultInUse if our keys no longer open it."""
     path = unlocked.config.path
     with configfile.locked(path):
         config = load(path)
         try:
-            keyring = _authentic_keyring(config.document, unlocked.volume_key)
+            keyring = _authentic_keyring(config.document, unlocked.keys)
         except KeyringDamaged:
             raise VaultInUse("The keys of this vault were changed in the meantime: start again.") from None
         if config.vault_id != unlocked.vault_id:
             raise VaultInUse(f"{path} is another vault than the one that was unlocked.")
-        yield Unlocked(config, unlocked.volume_key, keyring, unlocked.slot_id)
+        yield Unlocked(config, unlocked.keys, keyring, unlocked.slot_id)
 
 
 def _replace(
@@ -297,23 +311,24 @@ def _replace(
     slots: Sequence[Slot],
     *,
     slot_id: str,
+    keys: RootKeys | None = None,
     keyring: Keyring | None = None,
     revokes: bool = False,
 ) -> Unlocked:
     """Write the configuration with these slots; one that revokes gets a new volume key."""
     _check_slots(slots)
     keyring = keyring or fresh.keyring
-    volume_key = fresh.volume_key
+    keys = keys or fresh.keys
     if revokes:
-        volume_key = os.urandom(aead.KEY_SIZE)
+        keys = dataclasses.replace(keys, volume=os.urandom(aead.KEY_SIZE))
         slots = [
             msgspec.structs.replace(
-                slot, volume=hpke.seal(slot.public, volume_key, volume_info(fresh.vault_id, slot.id))
+                slot, volume=hpke.seal(slot.public, keys.volume, volume_info(fresh.vault_id, slot.id))
             )
             for slot in slots
         ]
-    document = _seal_document(fresh.config.document, slots, volume_key, keyring)
-    changed = Unlocked(Config(fresh.config.path, document), volume_key, keyring, slot_id)
+    document = _seal_document(fresh.config.document, slots, keys, keyring)
+    changed = Unlocked(Config(fresh.config.path, document), keys, keyring, slot_id)
     _write(changed, revokes=revokes)
     return changed
 
@@ -323,7 +338,7 @@ def _write(unlocked: Unlocked, *, mode: int = 0o600, revokes: bool = False) -> N
         try:
             again = parse(text)
             if again == unlocked.config.document:
-                _authentic_keyring(again, unlocked.volume_key)
+                _authentic_keyring(again, unlocked.keys)
                 return
         except (ConfigDamaged, KeyringDamaged):
             pass

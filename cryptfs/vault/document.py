@@ -1,7 +1,7 @@
 """cryptfs.json as types: strict parsing, canonical form and MAC (docs/format.md section 3).
 
 Nothing here reads a file or knows a secret. What `parse` returns is within all
-bounds but not yet authentic: that takes the volume key and `mac_is_right`.
+bounds but not yet authentic: that takes the root keys and `mac_is_right`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hmac
 import json
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
@@ -34,7 +35,8 @@ KDFS: dict[str, tuple[type, ...]] = {
     "tpm2": (HkdfSha256, Argon2id),
 }
 
-_PRIVATE_SIZE = hpke.PRIVATE_SIZE + aead.OVERHEAD
+AUTHORITY_SIZE = 32
+_PRIVATE_SIZE = hpke.PRIVATE_SIZE + AUTHORITY_SIZE + aead.OVERHEAD
 _VOLUME_SIZE = aead.KEY_SIZE + hpke.OVERHEAD
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -49,8 +51,26 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backup_group: bool
 
 
+@dataclass(frozen=True)
+class RootKeys:
+    """What an opened slot yields; everything else in the configuration hangs on both.
+
+    The volume key can be sealed by whoever reads the slots' public keys, and is replaced when a slot
+    is revoked. The authority key is known only to those who opened a slot: without it nobody
+    can make a configuration of his own that the slots open.
+    """
+
+    volume: bytes = field(repr=False)
+    authority: bytes = field(repr=False)
+
+    def expand(self, label: str) -> bytes:
+        """The 32-byte key for one use of both."""
+        return expand(self.volume + self.authority, label, 32)
+
+
 class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One way to the volume key: a secret opens `private`, whose public key `volume` is sealed to."""
+    """One way to the root keys: a secret opens `private`, which holds the authority key and
+    the private key that the volume key is sealed to."""
 
     id: SlotId
     type: str
@@ -156,14 +176,14 @@ def volume_info(vault_id: bytes, slot_id: str) -> bytes:
     return b"cryptfs v1 volume key" + vault_id + bytes.fromhex(slot_id)
 
 
-def compute_mac(document: Document, volume_key: bytes) -> bytes:
+def compute_mac(document: Document, keys: RootKeys) -> bytes:
     fields = msgspec.to_builtins(document)
     del fields["mac"]
-    return hmac.digest(expand(volume_key, "cryptfs v1 config", 32), canonical(fields), "sha256")
+    return hmac.digest(keys.expand("cryptfs v1 config"), canonical(fields), "sha256")
 
 
-def mac_is_right(document: Document, volume_key: bytes) -> bool:
-    return hmac.compare_digest(compute_mac(document, volume_key), document.mac)
+def mac_is_right(document: Document, keys: RootKeys) -> bool:
+    return hmac.compare_digest(compute_mac(document, keys), document.mac)
 
 
 def now() -> str:

@@ -28,13 +28,16 @@ FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHAR, BLOCK, SEGMENT = range(1, 9)
 
 FLAG_SPARSE = 1
 FLAG_XATTR = 2
+_FLAGS = FLAG_SPARSE | FLAG_XATTR
 
 _FIELDS = struct.Struct("<4sBBHIIQ16sQIIQqqqq48s")
 _KEY_AT = 144
 _ZERO = bytes(48)
 _ZERO_SLOT = bytes(SLOT_SIZE)
 _LABEL = b"cryptfs v1 header"
-_HAS_CHUNKS = (FILE, SYMLINK, SEGMENT)
+# log2 of the chunk sizes that a kind may have: images large, symbolic links and segments one page.
+_CHUNK_LOG2 = {FILE: range(12, 21), SYMLINK: (12,), SEGMENT: (12,)}
+_NO_CHUNKS = (0,)
 
 _TYPE_BITS = {
     FILE: stat.S_IFREG,
@@ -103,6 +106,18 @@ class Header:
     def chunk_size(self) -> int:
         return 1 << self.chunk_log2
 
+    def in_range(self) -> bool:
+        """Whether every field has a value that section 4 knows; readers refuse all others."""
+        return (
+            FILE <= self.kind <= SEGMENT
+            and self.chunk_log2 in _CHUNK_LOG2.get(self.kind, _NO_CHUNKS)
+            and not self.flags & ~_FLAGS
+            and (self.kind == FILE or not self.flags & FLAG_SPARSE)
+            and self.mode <= 0o7777
+            and self.generation >= 1
+            and (not self.rdev or self.kind in (CHAR, BLOCK))
+        )
+
     def copy(self) -> Header:
         return replace(self)
 
@@ -133,7 +148,12 @@ class HeaderCodec:
         return wrap
 
     def pack(self, h: Header) -> bytes:
-        """The 192 bytes of a slot, wrapped under the header's epoch."""
+        """The 192 bytes of a slot, wrapped under the header's epoch.
+
+        HeaderInvalid if a field is out of range: what no reader would open must not be written.
+        """
+        if not h.in_range():
+            raise HeaderInvalid("a field is out of range")
         wrap = self._wrap(h.epoch)
         if wrap is None:
             raise HeaderInvalid("the keyring has no such epoch")
@@ -171,23 +191,24 @@ class HeaderCodec:
         except InvalidTag:
             raise HeaderInvalid("the header does not authenticate") from None
         (_, kind, log2, flags, epoch, mode, generation, object_id, session, uid, gid, rdev,
-         atime, mtime, ctime, btime, _reserved) = _FIELDS.unpack(fields)  # fmt: skip
-        if not FILE <= kind <= SEGMENT or not (12 <= log2 <= 20 if kind in _HAS_CHUNKS else log2 == 0):
-            raise HeaderInvalid("a field is out of range")
-        return Header(
+         atime, mtime, ctime, btime, reserved) = _FIELDS.unpack(fields)  # fmt: skip
+        header = Header(
             kind, log2, flags, epoch, mode, generation, object_id, session, uid, gid, rdev,
             atime, mtime, ctime, btime, key,
         )  # fmt: skip
+        if reserved != _ZERO or not header.in_range():
+            raise HeaderInvalid("a field is out of range")
+        return header
 
     def read(self, area: bytes) -> tuple[Header, int]:
-        """The valid header with the highest generation and the number of its slot.
+        """The valid header with the highest generation (of equals slot 0's) and the number of its slot.
 
         `area` is the beginning of the file, `READ_SIZE` bytes where the file has them.
         Raises HeaderMissing if there is nothing but zeros, HeaderInvalid if no slot is valid.
         """
         second = area[SLOT_OFFSETS[1] : READ_SIZE]
         first = area[:SLOT_SIZE]
-        if not second or second == _ZERO_SLOT:
+        if not second or second == _ZERO_SLOT or not any(second):
             # The common case: never updated in place.
             if len(first) < SLOT_SIZE or first == _ZERO_SLOT:
                 raise HeaderMissing

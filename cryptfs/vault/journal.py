@@ -12,8 +12,10 @@ every object in it is settled.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -32,12 +34,14 @@ from cryptfs.vault.header import (
 )
 
 SUFFIX = ".seg"
+_NAME = re.compile(rf"([0-9a-f]{{16}}){re.escape(SUFFIX)}")
 _WRITE, _TRUNCATE, _SETTLED = 1, 2, 3
 _LABEL = b"cryptfs v1 journal"
 _LONG_PATH = 0xFFFF
 _U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 _EXTENT = struct.Struct("<QI")
-_MAX_RECORD = 1 << 28
+_MAX_SEALED = 1 << 28
+"""The longest sealed record, in bytes: what a reader must be ready to hold in memory."""
 
 
 @dataclass(slots=True)
@@ -75,16 +79,27 @@ class Record:
 
 
 def _decode(body: bytes) -> Record | bytes:
-    """A record, or the object id of a `settled`. The body was authenticated."""
+    """A record, or the object id of a `settled`. HeaderInvalid if no writer of version 1 made it."""
+    try:
+        return _parse(body)
+    except (struct.error, IndexError):
+        raise HeaderInvalid("a record of the journal ends too early") from None
+
+
+def _parse(body: bytes) -> Record | bytes:
     kind, object_id, at = body[0], body[1:17], 17
     if kind == _SETTLED:
         return object_id
+    if kind not in (_WRITE, _TRUNCATE):
+        raise HeaderInvalid("the journal has a record of unknown type")
     (length,) = _U16.unpack_from(body, at)
     at += 2
     if length == _LONG_PATH:
         (length,) = _U32.unpack_from(body, at)
         at += 4
     record = Record(object_id, body[at : at + length])
+    if not {b"", b".", b".."}.isdisjoint(record.path.split(b"/")):
+        raise HeaderInvalid("a path in the journal leads out of the tree")
     at += length
     if kind == _TRUNCATE:
         (record.length,) = _U64.unpack_from(body, at)
@@ -97,6 +112,11 @@ def _decode(body: bytes) -> Record | bytes:
         record.extents.append((offset, body[at : at + size]))
         at += size
     return record
+
+
+def _associated(header: Header, segment: int) -> bytes:
+    """What all records of a segment are bound to: it cannot be another's or be renamed."""
+    return _LABEL + header.object_id + _U64.pack(segment)
 
 
 class _Segment:
@@ -114,7 +134,7 @@ class _Segment:
             os.unlink(self.name)
             raise
         self._cipher = Xaes(header.key).derive(bytes(PREFIX_SIZE))
-        self._associated = _LABEL + header.object_id
+        self._associated = _associated(header, number)
         self._records = 0
         self.end = AREA_SIZE
 
@@ -178,6 +198,8 @@ class Journal:
         return self._segments[-1]
 
     def _append(self, body: bytes) -> int:
+        if len(body) + TAG_SIZE > _MAX_SEALED:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         segment = self._segment()
         try:
             segment.append(body)
@@ -257,16 +279,20 @@ class Journal:
 def segments(path: str) -> list[str]:
     """The names of the segments in a journal directory, oldest first."""
     try:
-        return sorted(f"{path}/{name}" for name in os.listdir(path) if name.endswith(SUFFIX))
+        return sorted(f"{path}/{name}" for name in os.listdir(path) if _NAME.fullmatch(name))
     except FileNotFoundError:
         return []
+
+
+def _number(name: str) -> int:
+    return int(os.path.basename(name).removesuffix(SUFFIX), 16)
 
 
 def read_segment(name: str, codec: HeaderCodec) -> Iterator[Record | bytes]:
     """The records of a segment up to the first that is torn; an object id stands for `settled`.
 
-    Nothing is yielded when the segment's header never became durable. Raises HeaderInvalid
-    when it is damaged.
+    Nothing is yielded when the segment's header never became durable, or when the segment has
+    been renamed: its records are bound to its number. Raises HeaderInvalid when it is damaged.
     """
     with open(name, "rb", buffering=0) as file:
         fd = file.fileno()
@@ -277,14 +303,14 @@ def read_segment(name: str, codec: HeaderCodec) -> Iterator[Record | bytes]:
         if header.kind != SEGMENT:
             raise HeaderInvalid("not a journal segment")
         cipher = Xaes(header.key).derive(bytes(PREFIX_SIZE))
-        associated = _LABEL + header.object_id
+        associated = _associated(header, _number(name))
         offset = AREA_SIZE
         for count in itertools.count():
             prefix = pread_all(fd, 4, offset)
             if len(prefix) < 4:
                 return
             (length,) = _U32.unpack(prefix)
-            if not 17 + TAG_SIZE <= length <= _MAX_RECORD:
+            if not 17 + TAG_SIZE <= length <= _MAX_SEALED:
                 return
             sealed = pread_all(fd, length, offset + 4)
             number = _U64.pack(count)
@@ -297,9 +323,16 @@ def read_segment(name: str, codec: HeaderCodec) -> Iterator[Record | bytes]:
 
 
 def pending_records(path: str, codec: HeaderCodec) -> list[Record]:
-    """What recovery has to apply, in order: every record that no `settled` follows."""
+    """What recovery has to apply, in order: every record that no `settled` follows.
+
+    HeaderInvalid if a segment is damaged or missing between two others: segments are removed
+    oldest first, so no power cut leaves a gap, and what follows one must not go over it.
+    """
     found: list[Record] = []
-    for name in segments(path):
+    names = segments(path)
+    if names and _number(names[-1]) - _number(names[0]) != len(names) - 1:
+        raise HeaderInvalid("a segment of the journal is missing")
+    for name in names:
         for item in read_segment(name, codec):
             if isinstance(item, Record):
                 found.append(item)

@@ -11,11 +11,12 @@ import msgspec
 from msgspec import Meta
 
 from cryptfs.crypto import aead
-from cryptfs.vault.document import Time, canonical, now, parse_json
+from cryptfs.vault.document import RootKeys, Time, canonical, now, parse_json
 
 EPOCH_KEY_SIZE = 32
 MAX_EPOCHS = 64
 MAX_NUMBER = (1 << 32) - 1  # headers have it as u32
+_LABEL = "cryptfs v1 keyring"
 
 
 class KeyringDamaged(Exception):
@@ -36,7 +37,8 @@ class Keyring:
 
     def __init__(self, epochs: tuple[Epoch, ...]) -> None:
         numbers = [epoch.number for epoch in epochs]
-        if not 1 <= len(epochs) <= MAX_EPOCHS or numbers != sorted(set(numbers)) or numbers[0] < 1:
+        in_order = numbers == sorted(set(numbers))
+        if not 1 <= len(epochs) <= MAX_EPOCHS or not in_order or numbers[0] < 1 or numbers[-1] > MAX_NUMBER:
             raise ValueError("a keyring has 1 to 64 epochs with ascending numbers")
         self._epochs = {epoch.number: epoch for epoch in epochs}
         self.current = epochs[-1]
@@ -69,16 +71,16 @@ class Keyring:
         """The keyring once all objects were rewrapped: the older keys are gone."""
         return Keyring((self.current,))
 
-    def seal(self, volume_key: bytes, vault_id: bytes) -> bytes:
+    def seal(self, keys: RootKeys, vault_id: bytes) -> bytes:
         epochs = [_EpochRecord(epoch.number, epoch.key, epoch.created) for epoch in self]
         plain = canonical(msgspec.to_builtins(_KeyringRecord(epochs)))
-        return aead.seal(volume_key, plain, b"cryptfs v1 keyring" + vault_id)
+        return aead.seal(keys.expand(_LABEL), plain, _LABEL.encode() + vault_id)
 
     @classmethod
-    def open(cls, volume_key: bytes, vault_id: bytes, sealed: bytes) -> Keyring:
+    def open(cls, keys: RootKeys, vault_id: bytes, sealed: bytes) -> Keyring:
         """Undo `seal`; KeyringDamaged."""
         try:
-            plain = aead.open_sealed(volume_key, sealed, b"cryptfs v1 keyring" + vault_id)
+            plain = aead.open_sealed(keys.expand(_LABEL), sealed, _LABEL.encode() + vault_id)
             record = msgspec.convert(parse_json(plain), _KeyringRecord)
             return cls(tuple(Epoch(e.number, e.key, e.created) for e in record.epochs))
         except (aead.InvalidTag, ValueError):

@@ -18,7 +18,7 @@ TEMP_PREFIX = b"@tmp-"
 NAME_MAX = 255
 
 _LONG_ENTRY = re.compile(rb"@l[A-Za-z0-9_-]{43}")
-_SHORT_ENTRY = re.compile(rb"[A-Za-z0-9_-]{22,255}")
+_SHORT_ENTRY = re.compile(rb"[A-Za-z0-9_-]{23,255}")
 
 
 class NameInvalid(Exception):
@@ -26,8 +26,11 @@ class NameInvalid(Exception):
 
 
 def is_entry(lower: bytes) -> bool:
-    """Whether a ciphertext directory's entry stands for an object (or should)."""
-    return not lower.startswith(b"@") or _LONG_ENTRY.fullmatch(lower) is not None
+    """Whether a ciphertext directory's entry stands for an object (or should).
+
+    Others (`.nfs…`, `@eaDir`, a tool's lock file) are not part of the vault.
+    """
+    return _SHORT_ENTRY.fullmatch(lower) is not None or _LONG_ENTRY.fullmatch(lower) is not None
 
 
 def is_long(lower: bytes) -> bool:
@@ -36,7 +39,12 @@ def is_long(lower: bytes) -> bool:
 
 
 def long_entry(text: bytes) -> bytes:
-    """The entry's name for an encrypted name that is too long."""
+    """The entry's name for an encrypted name that is too long; NameInvalid if it is not.
+
+    Else a short name could have a second entry.
+    """
+    if len(text) <= NAME_MAX:
+        raise NameInvalid
     return LONG_PREFIX + _b64(hashlib.sha256(text).digest())
 
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 PASSPHRASE = "cinquième radio à l'étage".encode()
 RECOVERY = bytes(range(32))
 TIME = "2026-01-02T03:04:05Z"
@@ -55,6 +56,19 @@ def b64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
+def recovery_key_text(key: bytes) -> str:
+    """Section 12."""
+    check = int.from_bytes(hashlib.sha256(b"cryptfs v1 recovery" + key).digest()[:2], "big") >> 2
+    bits = int.from_bytes(key, "big") << 14 | check
+    digits = "".join(CROCKFORD[bits >> 5 * i & 31] for i in reversed(range(54)))
+    groups = []
+    for number in range(9):
+        group = digits[6 * number : 6 * number + 6]
+        data = b"cryptfs v1 recovery group" + bytes([number]) + group.encode()
+        groups.append(group + CROCKFORD[hashlib.sha256(data).digest()[0] >> 3])
+    return "-".join(groups)
+
+
 class Thing:
     """The keys of one object: its random id, its random key."""
 
@@ -67,7 +81,7 @@ class HandmadeVault:
 
     def __init__(self, path: Path) -> None:
         self.path, self.id = path, os.urandom(16)
-        self.volume_key = os.urandom(32)
+        self.volume_key, self.authority_key = os.urandom(32), os.urandom(32)
         self.epochs = {1: os.urandom(32), 2: os.urandom(32)}
         for name in ("tree", "dirs", "journal", "xattr"):
             (path / name).mkdir(parents=True)
@@ -86,7 +100,7 @@ class HandmadeVault:
         slot |= {"created": TIME, "kdf": kdf, "extra": {}, "public": b64(public)}
         nonce, aad = os.urandom(24), b"cryptfs v1 slot private" + self.id + canonical(slot)
         info = b"cryptfs v1 volume key" + self.id + bytes.fromhex(str(slot["id"]))
-        slot["private"] = b64(nonce + xaes_seal(slot_key, nonce, seed + x25519, aad))
+        slot["private"] = b64(nonce + xaes_seal(slot_key, nonce, seed + x25519 + self.authority_key, aad))
         slot["volume"] = b64(SUITE.encrypt(self.volume_key, hybrid.public_key(), info))
         return slot
 
@@ -97,7 +111,9 @@ class HandmadeVault:
         hkdf = expand(hmac.digest(salt2, RECOVERY, "sha256"), "cryptfs v1 slot", 32)
         epochs = [{"number": n, "key": b64(key), "created": TIME} for n, key in self.epochs.items()]
         nonce, aad = os.urandom(24), b"cryptfs v1 keyring" + self.id
-        keyring = nonce + xaes_seal(self.volume_key, nonce, canonical({"epochs": epochs}), aad)
+        root = self.volume_key + self.authority_key
+        keyring_key = expand(root, "cryptfs v1 keyring", 32)
+        keyring = nonce + xaes_seal(keyring_key, nonce, canonical({"epochs": epochs}), aad)
         config = {"format": "cryptfs", "version": 1, "vault": self.id.hex(), "created": TIME, "generation": 1}
         config |= {"features": [], "options": {"backup_group": False}, "keyring": b64(keyring)}
         config["slots"] = [
@@ -105,7 +121,7 @@ class HandmadeVault:
             self.slot("recovery", {"name": "hkdf-sha256", "salt": b64(salt2)}, hkdf),
         ]
         config |= changes
-        mac_key = expand(self.volume_key, "cryptfs v1 config", 32)
+        mac_key = expand(root, "cryptfs v1 config", 32)
         config["mac"] = b64(hmac.digest(mac_key, canonical(config), "sha256"))
         (self.path / "cryptfs.json").write_text(json.dumps(config, indent=1))
 
@@ -187,7 +203,7 @@ class HandmadeVault:
         thing = Thing(epoch=2)
         data = self.area(thing, kind=8)
         for index, body in enumerate(bodies):
-            aad = b"cryptfs v1 journal" + thing.id + struct.pack("<Q", index)
+            aad = b"cryptfs v1 journal" + thing.id + struct.pack("<QQ", number, index)
             sealed = xaes_seal(thing.key, struct.pack("<16xQ", index), body, aad)
             data += struct.pack("<I", len(sealed)) + sealed
         path = self.path / "journal" / f"{number:016x}.seg"

@@ -7,8 +7,8 @@ Python 3.11 and `cryptography` 50 or later. The vault is never changed.
 
     independent_reader.py VAULT --passphrase-file F | --recovery-key-file R | --key-file K OUTDIR
 
-Exit codes: 0 everything was decrypted; 1 something was damaged (each on stderr,
-a damaged file is not written, all others are); 2 the vault cannot be opened.
+Exit codes: 0 everything was decrypted; 1 something was damaged (each on stderr; it
+is not written, everything else is); 2 the vault cannot be opened.
 Section numbers in this file are those of docs/format.md.
 """
 
@@ -53,6 +53,10 @@ class Damage(Exception):
     """Some bytes of the vault are not what a writer wrote."""
 
 
+class NeverDurable(Exception):
+    """What a power failure left of an object that was never synced: not part of the tree."""
+
+
 class CannotOpen(Exception):
     """The vault as a whole cannot be opened."""
 
@@ -70,9 +74,10 @@ def _derived_cipher(key: bytes, prefix: bytes) -> AESGCM:
     return AESGCM(b"".join(halves))
 
 
-def xaes_open(key: bytes, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
+def xaes_open(key: bytes, sealed: bytes, aad: bytes) -> bytes:
+    """Of nonce (24) ‖ ciphertext ‖ tag."""
     try:
-        return _derived_cipher(key, nonce[:12]).decrypt(nonce[12:], sealed, aad)
+        return _derived_cipher(key, sealed[:12]).decrypt(sealed[12:24], sealed[24:], aad)
     except (InvalidTag, ValueError):
         raise Damage("does not authenticate") from None
 
@@ -88,18 +93,22 @@ def expand(key: bytes, label: str, length: int) -> bytes:
     return HKDFExpand(SHA256(), length, label.encode()).derive(key)
 
 
-def unbase64(text: object, length: int | None = None) -> bytes:
+def unbase64(text: object, length: int = 0) -> bytes:
+    """Of `length` bytes, if that is given."""
     try:
         raw = base64.b64decode(text.encode("ascii"), validate=True) if isinstance(text, str) else None
     except (binascii.Error, ValueError):
         raw = None
-    if raw is None or length not in (None, len(raw)):
-        raise Damage("is not base64 of the right length")
+    if raw is None or length not in (0, len(raw)) or base64.b64encode(raw).decode() != text:
+        raise Damage("has a field that is not base64 of the right length")
     return raw
 
 
 def unbase64url(text: str) -> bytes:
-    raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except binascii.Error:
+        raw = b""
     if base64.urlsafe_b64encode(raw).rstrip(b"=") != text.encode():
         raise Damage("is not written in the one way it can be")
     return raw
@@ -109,53 +118,96 @@ def unbase64url(text: str) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:  # noqa: ANN401
-    """JSON without duplicate keys, fractions or NaN: exactly what has a canonical form."""
+    """JSON within the limits of section 3: exactly what has a canonical form; raises Damage."""
 
     def refuse(number: str) -> None:
-        raise Damage(f"holds the number {number}")
+        raise ValueError
+
+    def integer(digits: str) -> int:
+        return int(digits) if abs(int(digits)) < 1 << 53 else refuse(digits)
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        if len(items) != len(dict(items)):
-            raise Damage("holds a key twice")
-        return dict(items)
+        return dict(items) if len(items) == len(dict(items)) else refuse("")
 
+    hooks = {
+        "parse_int": integer,
+        "parse_float": refuse,
+        "parse_constant": refuse,
+        "object_pairs_hook": pairs,
+    }
     try:
-        return json.loads(data.decode(), object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse)
+        value = json.loads(data.decode(), **hooks) if len(data) <= 1 << 20 else refuse("")
+        json.dumps(value, ensure_ascii=False).encode()  # fails where a surrogate stands alone
     except (ValueError, RecursionError):
-        raise Damage("is not JSON") from None
+        raise Damage("is not JSON as the format allows it") from None
+    return value
 
 
 def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def fields(value: object, shape: Mapping[str, type]) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != shape.keys():
-        raise Damage(f"must have exactly the fields {', '.join(shape)}")
-    if any(type(value[name]) is not kind for name, kind in shape.items()):
-        raise Damage("has a field of the wrong type")
-    return value
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+CONFIG = dict(format="cryptfs", version=range(1, 2), vault="[0-9a-f]{32}", created=TIME, features=list)
+CONFIG |= dict(generation=range(1, 1 << 53), options=dict, slots=list, keyring=0, mac=32)
+SLOT = dict(id="[0-9a-f]{16}", type="passphrase|recovery|keyfile|tpm2", label=".{0,200}", created=TIME)
+SLOT |= dict(kdf=dict, extra=dict, public=1216, private=168, volume=1168)
+HKDF = dict(name="hkdf-sha256", salt=16)
+ARGON2 = dict(
+    name="argon2id", salt=16, time=range(2, 65), memory_kib=range(65536, 4194305), lanes=range(1, 17)
+)
+EPOCH = dict(number=range(1, 1 << 32), key=32, created=TIME)
+STATE = dict(session="[0-9a-f]{16}", open=bool, unclean=list)
 
 
-CONFIG = {"format": str, "version": int, "vault": str, "created": str, "generation": int, "features": list}
-CONFIG |= {"options": dict, "slots": list, "keyring": str, "mac": str}
-SLOT = {"id": str, "type": str, "label": str, "created": str, "kdf": dict, "extra": dict}
-SLOT |= {"public": str, "private": str, "volume": str}
-ARGON2 = {"name": str, "salt": str, "time": int, "memory_kib": int, "lanes": int}
+def fields(value: object, shapes: Mapping[str, object]) -> dict[str, Any]:
+    """The values of exactly these fields, base64 decoded; raises Damage.
+
+    A shape is a pattern, a range of integers, a number of bytes (of base64; 0 for any) or a type.
+    """
+    if not isinstance(value, dict) or value.keys() != shapes.keys():
+        raise Damage(f"must have exactly the fields {', '.join(shapes)}")
+    decoded = {}
+    for name, shape in shapes.items():
+        item = decoded[name] = value[name]
+        if isinstance(shape, int):
+            decoded[name] = unbase64(item, shape)
+        elif isinstance(shape, str):
+            right = isinstance(item, str) and re.fullmatch(shape, item, re.ASCII | re.DOTALL)
+        else:
+            right = type(item) is int and item in shape if isinstance(shape, range) else type(item) is shape
+        if not isinstance(shape, int) and not right:
+            raise Damage(f"has a {name} that is not allowed")
+    return decoded
 
 
-def slot_key(slot: dict[str, Any], secret: bytes) -> bytes:
-    kdf = slot["kdf"]
-    if kdf.get("name") == "argon2id":
-        t, m, p = (fields(kdf, ARGON2)[name] for name in ("time", "memory_kib", "lanes"))
-        if not (2 <= t <= 64 and 65536 <= m <= 4194304 and 1 <= p <= 16 and t * m >= 196608):
-            raise Damage("asks for Argon2id outside the bounds")
-        salt = unbase64(kdf["salt"], 16)
-        return Argon2id(salt=salt, length=32, iterations=t, memory_cost=m, lanes=p).derive(secret)
-    fields(kdf, {"name": str, "salt": str})
-    if kdf["name"] != "hkdf-sha256" or slot["type"] == "passphrase":
-        raise Damage("names a key derivation that does not fit")
-    return expand(hmac.digest(unbase64(kdf["salt"], 16), secret, "sha256"), "cryptfs v1 slot", 32)
+def parse_config(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The fields of cryptfs.json and of its slots, within all bounds; raises Damage, CannotOpen."""
+    config = parse_json(data)
+    if isinstance(config, dict) and config.get("format") == "cryptfs" and config.get("version") != 1:
+        raise CannotOpen("the vault has a format version other than 1")
+    config = fields(config, CONFIG)
+    fields(config["options"], {"backup_group": bool})
+    if config["features"]:
+        raise CannotOpen(f"the vault uses features not known here: {config['features']}")
+    slots = [fields(slot, SLOT) for slot in config["slots"]]
+    if not 1 <= len(slots) <= 64 or len({slot["id"] for slot in slots}) < len(slots):
+        raise Damage("has no slots, too many, or one twice")
+    for slot in slots:
+        argon2 = slot["type"] == "passphrase" or slot["kdf"].get("name") == "argon2id"
+        kdf = slot["kdf"] = fields(slot["kdf"], ARGON2 if argon2 else HKDF)
+        if argon2 and kdf["time"] * kdf["memory_kib"] < 196608:
+            raise Damage("asks for an Argon2id that is too cheap")
+        if slot["extra"] and slot["type"] != "tpm2":
+            raise Damage("has an extra that is not allowed")
+    return config, slots
+
+
+def slot_key(kdf: dict[str, Any], secret: bytes) -> bytes:
+    if kdf["name"] == "hkdf-sha256":
+        return expand(hmac.digest(kdf["salt"], secret, "sha256"), "cryptfs v1 slot", 32)
+    t, m, p = kdf["time"], kdf["memory_kib"], kdf["lanes"]
+    return Argon2id(salt=kdf["salt"], length=32, iterations=t, memory_cost=m, lanes=p).derive(secret)
 
 
 class Vault(NamedTuple):
@@ -169,31 +221,18 @@ class Vault(NamedTuple):
 def unlock(data: bytes, kind: str, secret: bytes) -> Vault:
     """Opens cryptfs.json with the secret of a slot of that kind; raises CannotOpen."""
     try:
-        config = parse_json(data) if len(data) <= 1 << 20 else None
-        if isinstance(config, dict) and config.get("format") == "cryptfs" and config.get("version") != 1:
-            raise CannotOpen("the vault has a format version other than 1")
-        config = fields(config, CONFIG)
-        if config["format"] != "cryptfs" or not re.fullmatch("[0-9a-f]{32}", config["vault"]):
-            raise Damage("is not of a vault")
-        if config["features"]:
-            raise CannotOpen(f"the vault uses features not known here: {config['features']}")
-        if not 1 <= len(config["slots"]) <= 64:
-            raise Damage("has no slots, or too many")
-        vault_id = bytes.fromhex(config["vault"])
-        volume_key = _volume_key([fields(slot, SLOT) for slot in config["slots"]], kind, secret, vault_id)
-        plain = {name: value for name, value in config.items() if name != "mac"}
-        mac = hmac.digest(expand(volume_key, "cryptfs v1 config", 32), canonical(plain), "sha256")
-        if not hmac.compare_digest(mac, unbase64(config["mac"], 32)):
+        config, slots = parse_config(data)
+        raw, vault_id = parse_json(data), bytes.fromhex(config["vault"])
+        root = _root_keys(raw["slots"], slots, kind, secret, vault_id)
+        del raw["mac"]
+        mac = hmac.digest(expand(root, "cryptfs v1 config", 32), canonical(raw), "sha256")
+        if not hmac.compare_digest(mac, config["mac"]):
             raise Damage("was changed by somebody without a key")
-        sealed = unbase64(config["keyring"])
-        keyring = xaes_open(volume_key, sealed[:24], sealed[24:], b"cryptfs v1 keyring" + vault_id)
-        entries = [
-            fields(entry, {"number": int, "key": str, "created": str})
-            for entry in fields(parse_json(keyring), {"epochs": list})["epochs"]
-        ]
-        epochs = {entry["number"]: unbase64(entry["key"], 32) for entry in entries}
-        numbers = [entry["number"] for entry in entries]
-        if not 1 <= len(entries) <= 64 or numbers != sorted(epochs) or numbers[0] < 1:
+        sealed_under, aad = expand(root, "cryptfs v1 keyring", 32), b"cryptfs v1 keyring" + vault_id
+        keyring = fields(parse_json(xaes_open(sealed_under, config["keyring"], aad)), {"epochs": list})
+        entries = [fields(entry, EPOCH) for entry in keyring["epochs"]]
+        epochs = {entry["number"]: entry["key"] for entry in entries}
+        if not 1 <= len(entries) <= 64 or [entry["number"] for entry in entries] != sorted(epochs):
             raise Damage("has a keyring out of order")
     except Damage as damage:
         raise CannotOpen(f"cryptfs.json {damage}") from None
@@ -201,45 +240,33 @@ def unlock(data: bytes, kind: str, secret: bytes) -> Vault:
     return Vault(vault_id, epochs, wrap)
 
 
-def _volume_key(slots: list[dict[str, Any]], kind: str, secret: bytes, vault_id: bytes) -> bytes:
-    for slot in (slot for slot in slots if slot["type"] == kind):
-        bound = {name: value for name, value in slot.items() if name not in ("private", "volume")}
+def _root_keys(
+    raw: list[dict[str, Any]], slots: list[dict[str, Any]], kind: str, secret: bytes, vault_id: bytes
+) -> bytes:
+    """Volume key and authority key, from the first slot of that kind that the secret opens."""
+    for written, slot in zip(raw, slots, strict=True):
+        if slot["type"] != kind:
+            continue
+        bound = {name: value for name, value in written.items() if name not in ("private", "volume")}
         aad = b"cryptfs v1 slot private" + vault_id + canonical(bound)
         try:
-            sealed = unbase64(slot["private"], 24 + 96 + 16)
-            private = xaes_open(slot_key(slot, secret), sealed[:24], sealed[24:], aad)
+            private = xaes_open(slot_key(slot["kdf"], secret), slot["private"], aad)
         except Damage:
             continue
-        mlkem, x25519 = MLKEM768PrivateKey.from_seed_bytes(private[:64]), private[64:]
-        key = MLKEM768X25519PrivateKey(mlkem, X25519PrivateKey.from_private_bytes(x25519))
+        mlkem = MLKEM768PrivateKey.from_seed_bytes(private[:64])
+        key = MLKEM768X25519PrivateKey(mlkem, X25519PrivateKey.from_private_bytes(private[64:96]))
         suite = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+        info = b"cryptfs v1 volume key" + vault_id + bytes.fromhex(slot["id"])
         try:
-            info = b"cryptfs v1 volume key" + vault_id + bytes.fromhex(slot["id"])
-            volume_key = suite.decrypt(unbase64(slot["volume"]), key, info=info)
+            return suite.decrypt(slot["volume"], key, info=info) + private[96:]
         except (InvalidTag, ValueError):
             raise Damage("holds a volume key that does not authenticate") from None
-        if len(volume_key) != 32:
-            raise Damage("holds a volume key of the wrong length")
-        return volume_key
     raise CannotOpen(f"this {kind} opens no slot of the vault")
 
 
 # --- Section 12: the recovery key as text ------------------------------------------------------------
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
-
-def _group_check(number: int, digits: str) -> str:
-    digest = hashlib.sha256(b"cryptfs v1 recovery group" + bytes([number]) + digits.encode()).digest()
-    return CROCKFORD[digest[0] >> 3]
-
-
-def recovery_key_text(key: bytes) -> str:
-    check = int.from_bytes(hashlib.sha256(b"cryptfs v1 recovery" + key).digest()[:2], "big") >> 2
-    bits = int.from_bytes(key, "big") << 14 | check
-    digits = "".join(CROCKFORD[bits >> 5 * i & 31] for i in reversed(range(54)))
-    groups = [digits[i : i + 6] for i in range(0, 54, 6)]
-    return "-".join(group + _group_check(i, group) for i, group in enumerate(groups))
 
 
 def parse_recovery_key(text: str) -> bytes:
@@ -250,7 +277,8 @@ def parse_recovery_key(text: str) -> bytes:
     bits = 0
     for number in range(9):
         group = plain[7 * number : 7 * number + 7]
-        if _group_check(number, group[:6]) != group[6]:
+        check = hashlib.sha256(b"cryptfs v1 recovery group" + bytes([number]) + group[:6].encode()).digest()
+        if CROCKFORD[check[0] >> 3] != group[6]:
             raise CannotOpen(f"group {number + 1} of the recovery key is mistyped")
         for digit in group[:6]:
             bits = bits << 5 | CROCKFORD.index(digit)
@@ -266,11 +294,13 @@ HEADER = struct.Struct("<4sBBHIIQ16sQIIQqqqq48s48s")
 
 
 class Header(NamedTuple):
-    """A valid header slot; times in nanoseconds, chunk size in bytes."""
+    """The fields of a header slot; times in nanoseconds, `key` as wrapped or as opened."""
 
+    magic: bytes
     kind: int
-    chunk: int
+    log2: int
     flags: int
+    epoch: int
     mode: int
     generation: int
     object_id: bytes
@@ -280,30 +310,34 @@ class Header(NamedTuple):
     rdev: int
     atime: int
     mtime: int
+    ctime: int
+    btime: int
+    reserved: bytes
     key: bytes
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of plaintext in a chunk."""
+        return 1 << self.log2
 
 
 def parse_slot(slot: bytes, vault: Vault) -> Header | None:
     """The header in the 192 bytes of a slot, None if they are not valid."""
-    if len(slot) != HEADER.size:
+    if len(slot) != HEADER.size or slot[:4] != b"CFH1":
         return None
-    (magic, kind, log2, flags, epoch, mode, generation, object_id, session, uid, gid, rdev, atime, mtime) = (
-        HEADER.unpack(slot)[:14]
-    )
-    reserved, sealed = HEADER.unpack(slot)[16:]
-    if magic != b"CFH1" or epoch not in vault.wrap:
+    h = Header._make(HEADER.unpack(slot))
+    sizes = {FILE: range(12, 21), SYMLINK: (12,), SEGMENT: (12,)}
+    in_range = FILE <= h.kind <= SEGMENT and h.log2 in sizes.get(h.kind, (0,))
+    in_range = in_range and h.flags in ((0, 1, 2, 3) if h.kind == FILE else (0, XATTR)) and h.mode <= 0o7777
+    in_range = in_range and h.generation >= 1 and (h.rdev == 0 or h.kind in (CHARACTER, BLOCK))
+    if not in_range or any(h.reserved) or h.epoch not in vault.wrap:
         return None
     try:
-        key = siv_open(vault.wrap[epoch], sealed, [b"cryptfs v1 header", vault.id, slot[:144]])
+        return h._replace(
+            key=siv_open(vault.wrap[h.epoch], h.key, [b"cryptfs v1 header", vault.id, slot[:144]])
+        )
     except Damage:
         return None
-    sizes = {FILE: range(12, 21), SYMLINK: range(12, 21), SEGMENT: range(12, 13)}
-    in_range = log2 in sizes.get(kind, (0,)) and FILE <= kind <= SEGMENT and flags & ~3 == 0
-    in_range = in_range and mode <= 0o7777 and generation >= 1 and not any(reserved)
-    if not in_range or (rdev and kind not in (CHARACTER, BLOCK)):
-        return None
-    chunk = 1 << log2
-    return Header(kind, chunk, flags, mode, generation, object_id, session, uid, gid, rdev, atime, mtime, key)
 
 
 def parse_area(area: bytes, vault: Vault) -> Header | None:
@@ -322,33 +356,42 @@ def never_written(area: bytes) -> bool:
 
 
 def plaintext(file: BinaryIO, header: Header, unclean: bool = False) -> Iterator[bytes]:
-    """The chunks of a file. Strict: raises Damage at the first that does not hold.
+    """The chunks of a file; raises Damage at the first that does not hold.
 
-    With `unclean` (section 9) the content ends before that chunk instead.
+    With `unclean` (section 9) a file without its end is the longest run of whole chunks instead.
     """
     stored = header.chunk + 40
     body = os.fstat(file.fileno()).st_size - AREA
     count = max(1, -(-body // stored))
-    if not unclean and (body < 40 or (count > 1 and body - (count - 1) * stored < 41)):
-        raise Damage("was cut")
-    file.seek(AREA)
-    for index in range(count):
+    whole = body >= 40 and (count == 1 or body - (count - 1) * stored >= 41)
+
+    def chunk(index: int, *finals: int) -> tuple[bytes, int]:
+        file.seek(AREA + index * stored)
         data = file.read(stored)
-        hole = header.flags & SPARSE and len(data) == stored and not any(data)
-        if hole and (unclean or index < count - 1):
-            yield bytes(header.chunk)
-            continue
-        for final in (0, 1) if unclean else (int(index == count - 1),):
-            aad = header.object_id + struct.pack("<QB", index, final)
+        for final in finals:
             with contextlib.suppress(Damage):
-                yield xaes_open(header.key, data[:24], data[24:], aad)
-                break
-        else:
-            if unclean:
+                aad = header.object_id + struct.pack("<QB", index, final)
+                return xaes_open(header.key, data, aad), final
+        if header.flags & SPARSE and 0 in finals and len(data) == stored and not any(data):
+            return bytes(header.chunk), 0
+        raise Damage(f"is damaged in chunk {index} (from byte {index * header.chunk})")
+
+    if unclean:
+        try:
+            chunk(count - 1, 1)
+        except Damage:
+            whole = False
+    elif not whole:
+        raise Damage("was cut")
+    if whole:
+        yield from (chunk(index, index == count - 1)[0] for index in range(count))
+        return
+    with contextlib.suppress(Damage):
+        for index in range(body // stored):
+            data, final = chunk(index, 0, 1)
+            yield data
+            if final:
                 return
-            raise Damage(f"is damaged in chunk {index} (from byte {index * header.chunk})")
-        if unclean and final:
-            return
 
 
 # --- Sections 9 and 10: session state and journal ----------------------------------------------------
@@ -356,21 +399,21 @@ def plaintext(file: BinaryIO, header: Header, unclean: bool = False) -> Iterator
 
 def unclean_sessions(data: bytes, vault: Vault) -> set[int]:
     """The sessions whose files may have been cut; raises Damage."""
-    epoch = struct.unpack_from("<I", data, 4)[0] if len(data) >= 8 + 24 + 16 else None
+    epoch = int.from_bytes(data[4:8], "little")
     if data[:4] != b"CFS1" or epoch not in vault.epochs:
         raise Damage("is not a session state of this vault")
     key = expand(vault.epochs[epoch], "cryptfs v1 state", 32)
     aad = b"cryptfs v1 state" + vault.id + data[4:8]
-    shape = {"session": str, "open": bool, "unclean": list}
-    state = fields(parse_json(xaes_open(key, data[8:32], data[32:], aad)), shape)
+    state = fields(parse_json(xaes_open(key, data[8:], aad)), STATE)
     sessions = state["unclean"] + ([state["session"]] if state["open"] else [])
-    if not all(isinstance(session, str) and re.fullmatch("[0-9a-f]{16}", session) for session in sessions):
-        raise Damage("names a session that is none")
-    return {int(session, 16) for session in sessions}
+    return {int(fields({"session": text}, {"session": STATE["session"]})["session"], 16) for text in sessions}
 
 
 class Record(NamedTuple):
-    """A journal record; `length` is None unless the file is first cut or extended to it."""
+    """A journal record; `length` is None unless the file is first cut or extended to it.
+
+    An empty path stands for `settled`.
+    """
 
     object_id: bytes
     path: str
@@ -378,13 +421,9 @@ class Record(NamedTuple):
     writes: list[tuple[int, bytes]]
 
 
-def parse_record(body: bytes) -> Record | None:
-    """The record in an authenticated body; None for `settled`."""
-    kind, at = body[0], 17
-    if kind == 3:
-        return None
-    if kind not in (1, 2):
-        raise Damage(f"holds a journal record of unknown type {kind}")
+def parse_record(body: bytes) -> Record:
+    """The record in an authenticated body; raises Damage."""
+    at = 17
 
     def take(form: str) -> int:
         nonlocal at
@@ -392,42 +431,50 @@ def parse_record(body: bytes) -> Record | None:
         at += struct.calcsize(form)
         return int(value)
 
-    size = take("<H")
-    size = take("<I") if size == 65535 else size
-    path, at = body[at : at + size].decode("ascii"), at + size
-    if any(part in ("", ".", "..") for part in path.split("/")):
-        raise Damage("holds a journal record for a path outside the tree")
-    length = take("<Q") if kind == 2 else None
-    writes = []
-    for _ in range(take("<I")):
-        offset, size = take("<Q"), take("<I")
-        writes.append((offset, body[at : at + size]))
+    def piece(size: int) -> bytes:
+        nonlocal at
         at += size
-    return Record(body[1:17], path, length, writes)
+        if at > len(body):
+            raise ValueError
+        return body[at - size : at]
+
+    try:
+        kind, object_id = body[0], body[1:17]
+        if kind == 3:
+            return Record(object_id, "", None, [])
+        size = take("<H")
+        path = piece(take("<I") if size == 65535 else size).decode("ascii")
+        length = take("<Q") if kind == 2 else None
+        writes = [(take("<Q"), piece(take("<I"))) for _ in range(take("<I"))]
+    except (struct.error, ValueError, IndexError):
+        raise Damage("holds a journal record that ends too early") from None
+    if kind not in (1, 2) or any(part in ("", ".", "..") for part in path.split("/")):
+        raise Damage("holds a journal record of unknown type, or for a path outside the tree")
+    return Record(object_id, path, length, writes)
 
 
-def read_segment(data: bytes, vault: Vault, records: list[Record]) -> None:
-    """Adds a segment's records; a `settled` takes away those of its object."""
+def read_segment(data: bytes, number: int, vault: Vault) -> list[Record]:
+    """The records of the segment of that number."""
     if never_written(data):
-        return
+        return []
     header = parse_area(data[:AREA], vault)
     if header is None or header.kind != SEGMENT:
         raise Damage("is not a journal segment of this vault")
-    at, number = AREA, 0
+    records: list[Record] = []
+    at = AREA
     while at + 4 <= len(data):
-        end = at + 4 + struct.unpack_from("<I", data, at)[0]
-        nonce = struct.pack("<16xQ", number)
-        aad = b"cryptfs v1 journal" + header.object_id + struct.pack("<Q", number)
+        (length,) = struct.unpack_from("<I", data, at)
+        if not 33 <= length <= 1 << 28:
+            break
+        nonce = struct.pack("<16xQ", len(records))
+        aad = b"cryptfs v1 journal" + header.object_id + struct.pack("<QQ", number, len(records))
         try:
-            body = xaes_open(header.key, nonce, data[at + 4 : end], aad)
+            body = xaes_open(header.key, nonce + data[at + 4 : at + 4 + length], aad)
         except Damage:
-            return  # the write that a power failure interrupted
-        record = parse_record(body)
-        if record is None:
-            records[:] = [other for other in records if other.object_id != body[1:17]]
-        else:
-            records.append(record)
-        at, number = end, number + 1
+            break  # the write that a power failure interrupted
+        records.append(parse_record(body))
+        at += 4 + length
+    return records
 
 
 # --- The tree ----------------------------------------------------------------------------------------
@@ -455,53 +502,68 @@ class Extractor:
                 self.unclean = unclean_sessions(state.read_bytes(), self.vault)
         except (Damage, OSError) as error:
             self.problem("journal/state", error)
-        records: list[Record] = []
-        for segment in sorted((self.root / "journal").glob("*.seg")):
-            try:
-                read_segment(segment.read_bytes(), self.vault, records)
-            except (Damage, OSError, struct.error, ValueError, IndexError) as error:
-                self.problem(f"journal/{segment.name}", error)
-        for record in records:
+        for record in self.pending():
             with contextlib.suppress(OSError), (self.root / "tree" / record.path).open("rb") as file:
                 header = parse_area(file.read(AREA), self.vault)
                 if header and header.object_id == record.object_id:
                     about = os.fstat(file.fileno())
                     self.overlay.setdefault((about.st_dev, about.st_ino), []).append(record)
-        self.directory(self.root / "tree", os.fsencode(target), "")
+        try:
+            self.directory(self.root / "tree", os.fsencode(target), "")
+        except (Damage, OSError) as error:
+            self.problem("/", error)
+
+    def pending(self) -> list[Record]:
+        """Section 10: the records that are to be laid over, up to the first damaged or missing segment."""
+        found: list[Record] = []
+        expected = None
+        for path in sorted((self.root / "journal").glob("*.seg")):
+            if not re.fullmatch("[0-9a-f]{16}", path.stem):
+                continue
+            number = int(path.stem, 16)
+            try:
+                if expected not in (None, number):
+                    raise Damage("a segment before it is missing")
+                for record in read_segment(path.read_bytes(), number, self.vault):
+                    if record.path:
+                        found.append(record)
+                    else:
+                        found = [other for other in found if other.object_id != record.object_id]
+            except (Damage, OSError) as error:
+                self.problem(f"journal/{path.name}", error)
+                break
+            expected = number + 1
+        return found
 
     def directory(self, source: Path, target: bytes, shown: str) -> None:
-        entries = sorted(entry.name for entry in os.scandir(source))
         named: dict[str, str] = {}  # entry -> base64url text of its name
-        for entry in entries:
-            if re.fullmatch("[A-Za-z0-9_-]{22,255}", entry):
+        for entry in sorted(entry.name for entry in os.scandir(source)):
+            if re.fullmatch("[A-Za-z0-9_-]{23,255}", entry):
                 named[entry] = entry
             elif re.fullmatch("@l[A-Za-z0-9_-]{43}", entry):
                 named[entry] = self.long_name(source / entry, shown)
-            elif entry != "@dir" and not re.fullmatch(r"@tmp-.*|@l[A-Za-z0-9_-]{43}\.name", entry):
-                print(f"{shown}/{entry}: not of the vault, left alone", file=sys.stderr)
         header = self.directory_header(source, list(named.values()), shown)
         os.makedirs(target, 0o700, exist_ok=not shown)
-        name_key = expand(header.key, "cryptfs v1 names", 64) if header else bytes(64)
+        name_key = expand(header.key, "cryptfs v1 names", 64)
         for entry, text in named.items():
             if not text:
                 continue  # its sidecar was reported
             try:
-                sealed = unbase64url(text)
-                name = siv_open(name_key, sealed, [header.object_id if header else b""])
+                name = siv_open(name_key, unbase64url(text), [header.object_id])
                 if not 1 <= len(name) <= 255 or name in (b".", b"..") or b"/" in name or b"\0" in name:
                     raise Damage("is a name no file can have")
-            except (Damage, ValueError) as error:
+            except Damage as error:
                 self.problem(f"{shown}/{entry} (the name)", error)
                 continue
             path = f"{shown}/{name.decode(errors='backslashreplace')}"
             try:
                 self.entry(source / entry, target + b"/" + name, path)
+            except NeverDurable:
+                print(f"{path}: never became durable, not part of the tree", file=sys.stderr)
             except (Damage, OSError) as error:
                 self.problem(path, error)
-        if header:
-            about = source.stat()
-            times = (about.st_atime_ns, about.st_mtime_ns)
-            self.attributes(target, header, times, shown or "/")
+        about = source.stat()
+        self.attributes(target, header, (about.st_atime_ns, about.st_mtime_ns), shown or "/")
 
     def long_name(self, entry: Path, shown: str) -> str:
         """Section 5: the text in an entry's sidecar, empty (and reported) if it does not fit."""
@@ -515,8 +577,8 @@ class Extractor:
         self.problem(f"{shown}/{entry.name}", "its .name file is lost or damaged")
         return ""
 
-    def directory_header(self, source: Path, names: list[str], shown: str) -> Header | None:
-        """The header from `@dir`, else (section 8) the copy under which a name decrypts."""
+    def directory_header(self, source: Path, names: list[str], shown: str) -> Header:
+        """The header from `@dir`, else (section 8) the copy under which a name decrypts; raises Damage."""
         try:
             header = parse_area((source / "@dir").read_bytes()[:AREA], self.vault)
         except OSError:
@@ -526,12 +588,13 @@ class Extractor:
         for copy in self.header_copies().values():
             name_key = expand(copy.key, "cryptfs v1 names", 64)
             for text in filter(None, names):
-                with contextlib.suppress(Damage, ValueError):
+                with contextlib.suppress(Damage):
                     siv_open(name_key, unbase64url(text), [copy.object_id])
                     print(f"{shown or '/'}: @dir is lost, its copy in dirs/ was used", file=sys.stderr)
                     return copy
-        self.problem(shown or "/", "the directory's header is lost, and no copy of it was found")
-        return None
+        if self.unclean and not names and shown:
+            raise NeverDurable
+        raise Damage("the directory's header is lost, and no copy of it was found")
 
     def header_copies(self) -> dict[bytes, Header]:
         if self.copies is None:
@@ -559,7 +622,7 @@ class Extractor:
         with self.object_file(source, inode) as file:
             area = file.read(AREA)
             if self.unclean and never_written(area):
-                return print(f"{shown}: never became durable, not part of the tree", file=sys.stderr)
+                raise NeverDurable
             header = parse_area(area, self.vault)
             if header is None or header.kind in (DIRECTORY, SEGMENT):
                 raise Damage("has no valid header")
@@ -590,7 +653,10 @@ class Extractor:
         if header.kind in NODE_TYPE:
             return os.mknod(target, NODE_TYPE[header.kind] | 0o600, header.rdev)
         if header.kind == SYMLINK:
-            return os.symlink(b"".join(plaintext(file, header, unclean)), target)
+            text = b"".join(plaintext(file, header, unclean))
+            if unclean and not text:
+                raise NeverDurable  # an empty target: no such link can be made here
+            return os.symlink(text, target)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as out:
@@ -620,12 +686,11 @@ class Extractor:
         digits = header.object_id.hex()
         sealed = (self.root / "xattr" / digits[:2] / digits).read_bytes()
         key = expand(header.key, "cryptfs v1 xattr", 32)
-        data = parse_json(xaes_open(key, sealed[:24], sealed[24:], b"cryptfs v1 xattr" + header.object_id))
-        data = fields(data, dict.fromkeys(data, str))
-        unescape = re.compile(rb"%([0-9A-Fa-f]{2})")
+        data = parse_json(xaes_open(key, sealed, b"cryptfs v1 xattr" + header.object_id))
+        unescape = re.compile(rb"%([0-9A-F]{2})")
         return {
-            unescape.sub(lambda match: bytes.fromhex(match[1].decode()), name.encode()): unbase64(value)
-            for name, value in data.items()
+            unescape.sub(lambda match: bytes.fromhex(match[1].decode()), name.encode()): value
+            for name, value in fields(data, dict.fromkeys(data, 0)).items()
         }
 
 
@@ -647,7 +712,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.passphrase_file:
-            text = options.passphrase_file.read_text("utf-8").removesuffix("\n")
+            text = re.sub(r"\r?\n\Z", "", options.passphrase_file.read_bytes().decode())
             kind, key = "passphrase", unicodedata.normalize("NFC", text).encode()
         elif options.recovery_key_file:
             kind, key = "recovery", parse_recovery_key(options.recovery_key_file.read_text("ascii"))

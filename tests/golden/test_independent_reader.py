@@ -24,7 +24,15 @@ from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tests.golden import independent_reader as reader
-from tests.golden.handmade import PASSPHRASE, RECOVERY, SUITE, HandmadeVault, Thing, xaes_seal
+from tests.golden.handmade import (
+    PASSPHRASE,
+    RECOVERY,
+    SUITE,
+    HandmadeVault,
+    Thing,
+    recovery_key_text,
+    xaes_seal,
+)
 
 HERE = Path(__file__).parent
 DATA = bytes(range(256)) * 40  # 10240 bytes: three chunks of 4096, the last one partial
@@ -79,10 +87,10 @@ def test_imports_nothing_of_the_package(name: str) -> None:
 )
 def test_xaes_vectors(key: bytes, aad: bytes, sealed: str) -> None:
     nonce = b"ABCDEFGHIJKLMNOPQRSTUVWX"
-    assert reader.xaes_open(key, nonce, bytes.fromhex(sealed), aad) == b"XAES-256-GCM"
+    assert reader.xaes_open(key, nonce + bytes.fromhex(sealed), aad) == b"XAES-256-GCM"
     assert xaes_seal(key, nonce, b"XAES-256-GCM", aad).hex() == sealed
     with pytest.raises(reader.Damage):
-        reader.xaes_open(key, nonce, bytes.fromhex(sealed), aad + b"x")
+        reader.xaes_open(key, nonce + bytes.fromhex(sealed), aad + b"x")
 
 
 def test_xaes_accumulated_vector() -> None:
@@ -101,7 +109,7 @@ def test_xaes_accumulated_vector() -> None:
         aad = take(take(1)[0])
         sealed = xaes_seal(key, nonce, plain, aad)
         digest.update(sealed)
-        assert reader.xaes_open(key, nonce, sealed, aad) == plain
+        assert reader.xaes_open(key, nonce + sealed, aad) == plain
     assert digest.hexdigest(32) == "e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939"
 
 
@@ -140,7 +148,7 @@ def test_hpke_volume_key_can_be_opened_without_an_hpke_library() -> None:
 
 def test_recovery_key_round_trip_as_people_type_it() -> None:
     for key in (bytes(32), b"\xff" * 32, RECOVERY, os.urandom(32)):
-        text = reader.recovery_key_text(key)
+        text = recovery_key_text(key)
         assert [len(group) for group in text.split("-")] == [7] * 9
         assert reader.parse_recovery_key(text) == key
         typed = text.lower().replace("-", " ").replace("1", "l").replace("0", "o")
@@ -148,7 +156,7 @@ def test_recovery_key_round_trip_as_people_type_it() -> None:
 
 
 def test_recovery_key_names_the_mistyped_group() -> None:
-    text = reader.recovery_key_text(RECOVERY)
+    text = recovery_key_text(RECOVERY)
     noticed = 0
     for at in (i for i, digit in enumerate(text) if digit != "-"):
         other = "A" if text[at] != "A" else "B"
@@ -184,7 +192,7 @@ def test_a_wrong_secret_opens_nothing(vault: HandmadeVault, kind: str, secret: b
         ("generation", 2),
         ("options", {"backup_group": True}),
         ("mac", "A" * 43 + "="),
-        ("keyring", "AAAA"),
+        ("keyring", "A" * 200),
     ],
 )
 def test_any_change_of_the_configuration_is_noticed(vault: HandmadeVault, field: str, value: object) -> None:
@@ -211,7 +219,12 @@ def test_a_change_in_another_slot_is_noticed(vault: HandmadeVault) -> None:
         ({"version": 2}, "version"),
         ({"features": ["compression"]}, "features"),
         ({"comment": "extra"}, "exactly the fields"),
-        ({"generation": True}, "wrong type"),
+        ({"generation": True}, "generation that is not allowed"),
+        ({"generation": 0}, "generation that is not allowed"),
+        ({"created": "2026-02-03 00:00:00Z"}, "created that is not allowed"),
+        ({"options": {"backup_group": 1}}, "backup_group that is not allowed"),
+        ({"slots": []}, "has no slots"),
+        ({"keyring": "AAB="}, "base64"),
     ],
 )
 def test_a_configuration_of_another_kind_is_refused(
@@ -222,7 +235,9 @@ def test_a_configuration_of_another_kind_is_refused(
         reader.unlock((vault.path / "cryptfs.json").read_bytes(), "recovery", RECOVERY)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b'{"a":1,"a":1}', b'{"a":1.5}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"\xff", b'{"a":1,"a":1}', b'{"a":1.5}', b"[" * 100_000, b'["\\ud800"]', b"9" * 17]
+)
 def test_what_is_not_a_configuration(data: bytes) -> None:
     with pytest.raises(reader.CannotOpen):
         reader.unlock(data, "recovery", RECOVERY)
@@ -241,8 +256,33 @@ def test_argon2_out_of_bounds_is_not_run(vault: HandmadeVault, monkeypatch: pyte
     ):
         kdf = {**config["slots"][0]["kdf"], **change}
         changed = {**config, "slots": [{**config["slots"][0], "kdf": kdf}]}
-        with pytest.raises(reader.CannotOpen, match="opens no slot"):
-            reader.unlock(json.dumps(changed).encode(), "passphrase", PASSPHRASE)
+        for kind, secret in (("passphrase", PASSPHRASE), ("recovery", RECOVERY)):
+            with pytest.raises(reader.CannotOpen, match=r"not allowed|too cheap"):
+                reader.unlock(json.dumps(changed).encode(), kind, secret)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kdf": {"name": "hkdf-sha256", "salt": "A" * 21 + "Q=="}},
+        {"kdf": {"name": "scrypt", "salt": "A" * 21 + "Q=="}},
+        {"type": "fido2"},
+        {"extra": {"a": 1}},
+        {"label": "x" * 201},
+        {"id": "0" * 15},
+        {"private": "A" * 180},
+    ],
+)
+def test_one_bad_slot_refuses_the_whole_file(vault: HandmadeVault, change: dict[str, object]) -> None:
+    """The passphrase's slot is changed, the recovery key's would open."""
+    config = json.loads((vault.path / "cryptfs.json").read_text())
+    config["slots"][0] |= change
+    with pytest.raises(reader.CannotOpen) as caught:
+        reader.unlock(json.dumps(config).encode(), "recovery", RECOVERY)
+    assert "changed by somebody" not in str(caught.value)
+    config["slots"] = [config["slots"][1]] * 2
+    with pytest.raises(reader.CannotOpen, match="twice"):
+        reader.unlock(json.dumps(config).encode(), "recovery", RECOVERY)
 
 
 # --- Section 4 -----------------------------------------------------------------------------------------
@@ -277,7 +317,8 @@ def test_every_bit_of_a_header_is_bound(vault: HandmadeVault) -> None:
 @pytest.mark.parametrize(
     "values",
     [{"kind": 9}, {"kind": 0}, {"log2": 11}, {"log2": 21}, {"flags": 4}, {"mode": 0o10000}]
-    + [{"generation": 0}, {"rdev": 1}, {"kind": 2, "log2": 12}, {"kind": 6, "log2": 12}],
+    + [{"generation": 0}, {"rdev": 1}, {"kind": 2, "log2": 12}, {"kind": 6, "log2": 12}]
+    + [{"kind": 3, "log2": 16}, {"kind": 3, "flags": 1}, {"kind": 2, "flags": 1}],
 )
 def test_fields_out_of_range(vault: HandmadeVault, values: dict[str, int]) -> None:
     opened = reader.unlock((vault.path / "cryptfs.json").read_bytes(), "recovery", RECOVERY)
@@ -475,11 +516,20 @@ def test_an_unclean_session(vault: HandmadeVault, out: Path, is_open: bool) -> N
         + vault.chunk(thing, 2, DATA[:4096], True)
         + vault.chunk(thing, 3, DATA[:4096], False)
     )
+    hole = vault.file(b"lost inside", DATA, session=9)
+    inside = bytearray(hole.read_bytes())
+    inside[8192 : 8192 + STORED] = bytes(STORED)
+    hole.write_bytes(inside)
+    link = vault.file(b"bare link", b"target", kind=3, session=9)
+    link.write_bytes(link.read_bytes()[:-1])
+    remnant, _ = vault.directory(b"remnant", session=9)
+    (remnant / "@dir").unlink()
     vault.segment(5, []).write_bytes(bytes(4096))
     earlier = vault.file(b"earlier", DATA, session=8)
     earlier.write_bytes(earlier.read_bytes()[: 8192 + STORED + 30])
     problems = decrypt(vault, out)
-    assert [problem.split(":")[0] for problem in problems] == ["/earlier"]
+    # A file that has its end is whole: what is lost inside is lost there, not from there on.
+    assert sorted(problem.split(":")[0] for problem in problems) == ["/earlier", "/lost inside"]
     assert (out / "cut").read_bytes() == DATA[:4096]
     assert (out / "bare").read_bytes() == b""
     assert (out / "whole").read_bytes() == DATA
@@ -512,9 +562,9 @@ def test_the_journal_is_laid_over(vault: HandmadeVault, out: Path) -> None:
     end = [(8192 + 3 * STORED, vault.chunk(data, 3, b"tail", True))]
     end.append((8192 + 2 * STORED, vault.chunk(data, 2, b"3" * 4096, False)))
     short = [(8192, vault.chunk(moved, 0, b"short", True))]
-    vault.segment(1, [vault.record(data, path, settled), b"\x03" + data.id, vault.record(data, path, old)])
+    vault.segment(8, [vault.record(data, path, settled), b"\x03" + data.id, vault.record(data, path, old)])
     last = vault.segment(
-        2,
+        9,
         [
             vault.record(data, path, new + end),
             vault.record(moved, cut, short, length=8192 + 45),
@@ -528,6 +578,36 @@ def test_the_journal_is_laid_over(vault: HandmadeVault, out: Path) -> None:
     assert (out / "second name").samefile(out / "database")
     assert (out / "log").read_bytes() == b"short"
     assert path.read_bytes() == before, "the vault itself is not changed"
+
+
+def test_a_segment_under_another_number_holds_nothing(vault: HandmadeVault, out: Path) -> None:
+    thing = Thing()
+    path = vault.file(b"database", DATA, thing)
+    write = vault.record(thing, path, [(8192, vault.chunk(thing, 0, b"n" * 4096, False))])
+    segment = vault.segment(7, [write])
+    segment.rename(segment.with_name(f"{8:016x}.seg"))
+    (vault.path / "journal" / "copy of 7.seg").write_bytes(b"not of the vault")
+    assert decrypt(vault, out) == []
+    assert (out / "database").read_bytes() == DATA
+
+
+def test_nothing_is_laid_over_after_a_gap(vault: HandmadeVault, out: Path) -> None:
+    thing = Thing()
+    path = vault.file(b"database", DATA, thing)
+    for number, letter in ((7, b"a"), (9, b"b")):
+        write = [(8192, vault.chunk(thing, 0, letter * 4096, False))]
+        vault.segment(number, [vault.record(thing, path, write)])
+    problems = decrypt(vault, out)
+    assert problems == ["journal/0000000000000009.seg: a segment before it is missing"]
+    assert (out / "database").read_bytes() == b"a" * 4096 + DATA[4096:]
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x04" + bytes(30), b"\x01" + bytes(16) + b"\xff\xff", b"\x01" + bytes(16)]
+)
+def test_an_authentic_record_of_no_known_form(vault: HandmadeVault, out: Path, body: bytes) -> None:
+    vault.segment(1, [body])
+    assert [problem.split(":")[0] for problem in decrypt(vault, out)] == ["journal/0000000000000001.seg"]
 
 
 def test_a_journal_path_may_not_leave_the_tree(vault: HandmadeVault, out: Path) -> None:
@@ -567,7 +647,7 @@ def test_exit_codes(vault: HandmadeVault, tmp_path: Path, capsys: pytest.Capture
     path = vault.file(b"image", DATA)
     passphrase, recovery, wrong = tmp_path / "passphrase", tmp_path / "recovery", tmp_path / "wrong"
     passphrase.write_text(unicodedata.normalize("NFD", PASSPHRASE.decode()) + "\n")
-    recovery.write_text(reader.recovery_key_text(RECOVERY).lower())
+    recovery.write_text(recovery_key_text(RECOVERY).lower())
     wrong.write_text("not it")
     base = [str(vault.path)]
     assert reader.main([*base, "--passphrase-file", str(passphrase), str(tmp_path / "1")]) == 0

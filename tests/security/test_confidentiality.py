@@ -120,9 +120,7 @@ def test_no_nonce_comes_twice_under_a_key(archive: Archive) -> None:
 
 def journal_writes(archive: Archive) -> list[bytes]:
     """The chunks of the first place that the journal holds, as they will be written to the file."""
-    records: list[reader.Record] = []
-    for segment in sorted((archive.path / "journal").glob("*.seg")):
-        reader.read_segment(segment.read_bytes(), archive.keys(), records)
+    records = reader.Extractor(archive.path, archive.keys()).pending()
     return [data for record in records for offset, data in record.writes if offset == HEADER]
 
 

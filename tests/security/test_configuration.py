@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from cryptfs.crypto import aead, hpke, kdf
+from cryptfs.crypto import hpke, kdf
 from cryptfs.crypto.kdf import floor
 from cryptfs.errors import ConfigDamaged, CryptfsError, WrongSecret
 from cryptfs.keyslots import Passphrase, RecoveryKey
 from cryptfs.vault import config
-from cryptfs.vault.document import compute_mac, format_document, parse, volume_info
-from cryptfs.vault.keyring import Keyring
+from cryptfs.vault.document import (
+    RootKeys,
+    compute_mac,
+    format_document,
+    mac_is_right,
+    parse,
+    volume_info,
+)
+from cryptfs.vault.keyring import Keyring, KeyringDamaged
 
 PASSPHRASE = "vier Zähne oben links"
 WRONG = "sechs Wurzeln"
@@ -50,7 +57,7 @@ def test_a_wrong_secret_opens_nothing(keys: Keys) -> None:
     for wrong in (Passphrase(PASSPHRASE + " "), Passphrase(PASSPHRASE.lower()), RecoveryKey(bytes(32))):
         with pytest.raises(WrongSecret):
             keys.unlock(wrong)
-    assert keys.unlock(keys.passphrase).volume_key == keys.unlock().volume_key
+    assert keys.unlock(keys.passphrase).keys == keys.unlock().keys
 
 
 @pytest.mark.parametrize(
@@ -167,11 +174,12 @@ def test_a_removed_slot_opens_nothing_even_with_an_old_copy(keys: Keys) -> None:
     after = config.remove_slot(before, slot.id)
     with pytest.raises(WrongSecret):
         keys.unlock(keys.passphrase)
-    # The old volume key, had by whoever kept the old file, is of no use for the new one.
-    assert after.volume_key != before.volume_key
+    # The old keys, had by whoever kept the old file, are of no use for the new one.
+    assert after.keys.volume != before.keys.volume
     text = keys.file.read_bytes()
-    with pytest.raises(aead.InvalidTag):
-        aead.open_sealed(before.volume_key, parse(text).keyring, b"cryptfs v1 keyring" + before.vault_id)
+    with pytest.raises(KeyringDamaged):
+        Keyring.open(before.keys, before.vault_id, parse(text).keyring)
+    assert not mac_is_right(parse(text), before.keys)
     # Nothing in the vault's folder still opens with what was revoked.
     for file in keys.path.iterdir():
         if file.name.startswith("cryptfs.json"):
@@ -189,7 +197,7 @@ def test_a_changed_passphrase_ends_the_old_one(keys: Keys) -> None:
     before = keys.unlock()
     slot = next(slot for slot in before.config.slots if slot.type == "passphrase")
     after = config.change_slot(before, slot.id, Passphrase("fünf Kronen", cost=floor()))
-    assert after.volume_key != before.volume_key
+    assert after.keys.volume != before.keys.volume
     for file in keys.path.iterdir():
         if file.name.startswith("cryptfs.json"):
             with pytest.raises(WrongSecret):
@@ -199,7 +207,8 @@ def test_a_changed_passphrase_ends_the_old_one(keys: Keys) -> None:
 
 def test_no_secret_in_messages_tracebacks_or_repr(keys: Keys) -> None:
     unlocked = keys.unlock(keys.passphrase)
-    secrets = [PASSPHRASE.encode(), unlocked.volume_key, *(epoch.key for epoch in unlocked.keyring)]
+    secrets = [PASSPHRASE.encode(), unlocked.keys.volume, unlocked.keys.authority]
+    secrets += [*(epoch.key for epoch in unlocked.keyring)]
     shown = [repr(unlocked), repr(unlocked.config), repr(unlocked.keyring), repr(list(unlocked.keyring))]
     shown += [repr(keys.passphrase), repr(keys.recovery), str(keys.passphrase), repr(unlocked.config.slots)]
     for broken in (
@@ -222,21 +231,41 @@ def test_no_secret_in_messages_tracebacks_or_repr(keys: Keys) -> None:
         assert secret.hex() not in text.lower()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="docs/security.md section 3: the whole vault can be replaced",
-)
-def test_a_configuration_made_by_somebody_without_a_secret_is_refused(keys: Keys) -> None:
-    """The forger knows the public keys, draws a volume key and a keyring, and seals them."""
+def forge(keys: Keys, authority: bytes) -> None:
+    """Write a configuration with a volume key and a keyring of the forger's own, sealed to every slot."""
     document = parse(keys.file.read_bytes())
-    volume_key, keyring = bytes(32), Keyring.new()
+    root = RootKeys(bytes(32), authority)
     slots = [
-        replace(slot, volume=hpke.seal(slot.public, volume_key, volume_info(document.vault_id, slot.id)))
+        replace(slot, volume=hpke.seal(slot.public, root.volume, volume_info(document.vault_id, slot.id)))
         for slot in document.slots
     ]
-    forged = replace(document, slots=slots, keyring=keyring.seal(volume_key, document.vault_id))
-    forged = replace(forged, mac=compute_mac(forged, volume_key))
-    keys.file.write_bytes(format_document(forged))
-    with pytest.raises(CryptfsError):
-        keys.unlock()
+    keyring = Keyring.new().seal(root, document.vault_id)
+    forged = replace(document, generation=document.generation + 1, slots=slots, keyring=keyring)
+    keys.file.write_bytes(format_document(replace(forged, mac=compute_mac(forged, root))))
+
+
+def test_a_configuration_made_by_somebody_without_a_secret_is_refused(keys: Keys) -> None:
+    """The forger knows the public keys and everything else in the file, but no authority key."""
+    forge(keys, bytes(32))
+    for secret in (keys.recovery, keys.passphrase):
+        with pytest.raises(ConfigDamaged):
+            keys.unlock(secret)
+
+
+def test_the_forgery_is_refused_for_nothing_but_the_authority_key(keys: Keys) -> None:
+    """The test above must be able to fail: who once held a slot can do it (docs/security.md section 3)."""
+    before = keys.unlock()
+    forge(keys, before.keys.authority)
+    assert keys.unlock().keyring != before.keyring
+
+
+def test_slots_made_anew_end_the_forger_who_once_held_one(keys: Keys) -> None:
+    known = keys.unlock()
+    unlocked = config.remove_slot(known, next(s.id for s in known.config.slots if s.type == "passphrase"))
+    keys.recovery = RecoveryKey.new()
+    unlocked = config.change_slot(unlocked, unlocked.config.slots[0].id, keys.recovery)
+    config.add_slot(unlocked, Passphrase("neun Brücken", cost=floor()))
+    forge(keys, known.keys.authority)
+    for secret in (keys.recovery, Passphrase("neun Brücken")):
+        with pytest.raises(ConfigDamaged):
+            keys.unlock(secret)

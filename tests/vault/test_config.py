@@ -23,12 +23,13 @@ from cryptfs.errors import (
 from cryptfs.keyslots import KeyFile, RecoveryKey, Secret
 from cryptfs.vault import config, configfile
 from cryptfs.vault.config import Unlocked
-from cryptfs.vault.document import parse
+from cryptfs.vault.document import RootKeys, parse
 from cryptfs.vault.keyring import Epoch, Keyring, KeyringDamaged
 from tests.keyslots.material import KEY_FILE, RECOVERY, make, passphrase
 
 OTHER_RECOVERY = RecoveryKey(bytes(32))
 OTHER_KEY_FILE = KeyFile(bytes(32))
+ZERO_KEYS = RootKeys(bytes(32), bytes(32))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_every_secret_opens_the_same_keys(vault: Path) -> None:
     by_recovery = unlock(vault)
     for secret in (KEY_FILE, passphrase()):
         other = unlock(vault, secret)
-        assert other.volume_key == by_recovery.volume_key
+        assert other.keys == by_recovery.keys
         assert other.keyring == by_recovery.keyring
         assert next(s.type for s in other.config.slots if s.id == other.slot_id) == secret.type
     assert by_recovery.keyring.current.number == 1
@@ -91,7 +92,8 @@ def test_slots_of_the_same_type_are_all_tried(vault: Path) -> None:
 def test_keys_are_not_shown(vault: Path) -> None:
     unlocked = unlock(vault)
     shown = repr(unlocked) + repr(list(unlocked.keyring))
-    assert repr(unlocked.volume_key) not in shown
+    assert repr(unlocked.keys.volume) not in shown
+    assert repr(unlocked.keys.authority) not in shown
     assert repr(unlocked.keyring.current.key) not in shown
 
 
@@ -110,11 +112,11 @@ def test_removing_replaces_the_volume_key_and_leaves_no_way_back(vault: Path) ->
     before = unlock(vault)
     config.add_slot(before, OTHER_KEY_FILE)
     after = config.remove_slot(before, slot_of(vault, "keyfile"))
-    assert after.volume_key != before.volume_key
+    assert after.keys.volume != before.keys.volume
     assert after.keyring == before.keyring
     assert not opens(vault, KEY_FILE)
     for secret in (RECOVERY, OTHER_KEY_FILE, passphrase()):
-        assert unlock(vault, secret).volume_key == after.volume_key
+        assert unlock(vault, secret).keys.volume == after.keys.volume
     assert {entry.name for entry in vault.iterdir()} == {
         configfile.NAME,
         configfile.PREVIOUS,
@@ -129,7 +131,7 @@ def test_changing_keeps_id_and_label_and_replaces_the_volume_key(vault: Path) ->
     before = unlock(vault)
     slot_id = slot_of(vault, "recovery")
     after = config.change_slot(before, slot_id, OTHER_RECOVERY)
-    assert after.volume_key != before.volume_key
+    assert after.keys.volume != before.keys.volume
     assert after.config.slot(slot_id).label == "paper"
     assert not opens(vault, RECOVERY)
     (vault / configfile.PREVIOUS).replace(vault / configfile.NAME)
@@ -138,6 +140,20 @@ def test_changing_keeps_id_and_label_and_replaces_the_volume_key(vault: Path) ->
     assert opens(vault, KEY_FILE)
     config.change_slot(after, slot_id, OTHER_RECOVERY, "safe")
     assert config.load(vault).slot(slot_id).label == "safe"
+
+
+def test_the_authority_key_stays_as_long_as_another_slot_holds_it(vault: Path) -> None:
+    first = unlock(vault)
+    again = config.change_slot(first, slot_of(vault, "recovery"), OTHER_RECOVERY)
+    for kind in ("keyfile", "passphrase"):
+        again = config.remove_slot(again, slot_of(vault, kind))
+        assert again.keys.authority == first.keys.authority
+    # Now nobody else has to learn a new one: this is how a former holder loses it.
+    alone = config.change_slot(again, slot_of(vault, "recovery"), RECOVERY)
+    assert alone.keys.authority != first.keys.authority
+    assert unlock(vault).keys == alone.keys
+    more = config.add_slot(alone, OTHER_KEY_FILE)
+    assert unlock(vault, OTHER_KEY_FILE).keys == more.keys == alone.keys
 
 
 def test_the_last_typeable_slot_stays(vault: Path) -> None:
@@ -157,7 +173,7 @@ def test_at_most_64_slots(vault: Path) -> None:
     (vault / configfile.NAME).unlink()
     unlocked = Unlocked(
         config.Config(vault, unlocked.config.document),
-        unlocked.volume_key,
+        unlocked.keys,
         unlocked.keyring,
         unlocked.slot_id,
     )
@@ -215,7 +231,7 @@ def test_keyring_with_a_new_epoch_and_without_the_old(vault: Path) -> None:
     two = config.replace_keyring(unlocked, unlocked.keyring.with_new_epoch())
     assert unlock(vault).keyring == two.keyring
     assert two.keyring.get(1) == unlocked.keyring.current
-    assert two.volume_key == unlocked.volume_key
+    assert two.keys.volume == unlocked.keys.volume
     with pytest.raises(VaultInUse, match="rotated"):
         config.replace_keyring(unlocked, unlocked.keyring.with_new_epoch())
     one = config.replace_keyring(two, two.keyring.with_current_only())
@@ -357,7 +373,8 @@ def test_a_substituted_volume_key_is_refused(vault: Path) -> None:
         for slot in document.slots
     ]
     forged = config.msgspec.structs.replace(document, slots=slots)
-    forged = config.msgspec.structs.replace(forged, mac=config.compute_mac(forged, bytes(32)))
+    keys = RootKeys(bytes(32), bytes(32))
+    forged = config.msgspec.structs.replace(forged, mac=config.compute_mac(forged, keys))
     (vault / configfile.NAME).write_bytes(config.format_document(forged))
     with pytest.raises(ConfigDamaged, match="not authentic"):
         unlock(vault)
@@ -373,15 +390,18 @@ def test_keyring_rules() -> None:
     assert keyring.get(65) is None
     with pytest.raises(ValueError, match="keyring"):
         keyring.with_new_epoch()
-    sealed = keyring.seal(bytes(32), bytes(16))
-    assert Keyring.open(bytes(32), bytes(16), sealed) == keyring
-    for key, vault_id, text in (
-        (bytes(31) + b"x", bytes(16), sealed),
-        (bytes(32), bytes(15) + b"x", sealed),
-        (bytes(32), bytes(16), sealed[:-1]),
+    with pytest.raises(ValueError, match="keyring"):
+        Keyring((Epoch(1 << 32, bytes(32), epochs[0].created),))
+    sealed = keyring.seal(ZERO_KEYS, bytes(16))
+    assert Keyring.open(ZERO_KEYS, bytes(16), sealed) == keyring
+    for keys, vault_id, text in (
+        (RootKeys(bytes(31) + b"x", bytes(32)), bytes(16), sealed),
+        (RootKeys(bytes(32), bytes(31) + b"x"), bytes(16), sealed),
+        (ZERO_KEYS, bytes(15) + b"x", sealed),
+        (ZERO_KEYS, bytes(16), sealed[:-1]),
     ):
         with pytest.raises(KeyringDamaged):
-            Keyring.open(key, vault_id, text)
+            Keyring.open(keys, vault_id, text)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +416,6 @@ def test_keyring_rules() -> None:
     ],
 )
 def test_an_authentic_keyring_is_checked_all_the_same(content: bytes) -> None:
-    sealed = aead.seal(bytes(32), content, b"cryptfs v1 keyring" + bytes(16))
+    sealed = aead.seal(ZERO_KEYS.expand("cryptfs v1 keyring"), content, b"cryptfs v1 keyring" + bytes(16))
     with pytest.raises(KeyringDamaged):
-        Keyring.open(bytes(32), bytes(16), sealed)
+        Keyring.open(ZERO_KEYS, bytes(16), sealed)
