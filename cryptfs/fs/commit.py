@@ -8,23 +8,22 @@ fsync of a file, step by step, with what is on disk after each:
 3. what the journal holds is written in place, unsynced: a power cut may tear it there, and
    recovery writes it again;
 4. a new file is synced in place; if the journal had something older for it, `settled` follows;
-5. the log of directory headers is synced;
-6. every directory on the way from the root that has a new name in it is synced.
+5. the headers of new directories are synced, and every directory on the way from the root that
+   has a new name in it (`places`; for a new file step 4 does this as well where it can).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.file import File
 from cryptfs.fs.nodes import Node
+from cryptfs.fs.places import Places
 from cryptfs.vault.diskio import syncfs
 from cryptfs.vault.vault import Vault
 
@@ -55,30 +54,22 @@ class Unsettled:
     slot: int
 
 
-class _Mark(NamedTuple):
-    """A directory with entries that are not durable, and those that entries came from."""
-
-    directory: Node
-    sources: tuple[Node, ...]
-
-
 class Committer:
     """Journal, sync order and background settling of one mounted vault."""
 
     def __init__(self, vault: Vault, directories: DirectoryCache, namespace: threading.RLock) -> None:
         self._vault = vault
-        self._directories = directories
-        self._namespace = namespace
         self.journal = vault.journal
         self.session = vault.session
         self.codec = vault.codec
-        self.places = threading.Lock()
+        self.file_mode = vault.modes.file
+        self.places = Places(vault, directories, namespace)
+        self.paths = threading.Lock()
         """Held while a path is put into the journal, and while a rename changes paths."""
         self._lock = threading.Lock()
         self._pending: dict[bytes, File] = {}
         self._live: dict[bytes, File] = {}
         self._unsettled: dict[int, Unsettled] = {}
-        self._dirty_dirs: dict[int, _Mark] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.on_idle_file: Callable[[File], None] = lambda file: None
@@ -133,22 +124,6 @@ class Committer:
                 self._live.pop(file.header.object_id, None)
                 self._pending.pop(file.header.object_id, None)
 
-    def entry_changed(self, directory: Node, moved_from: Node | None = None) -> None:
-        """A directory got, lost or renamed an entry. The caller holds the namespace lock."""
-        sources: tuple[Node, ...] = ()
-        if moved_from is not None and moved_from is not directory:
-            sources = (moved_from,)
-            self.entry_changed(moved_from)
-        known = self._dirty_dirs.get(directory.ino)
-        if known is not None:
-            sources = sources + known.sources
-        # A new mark each time: a sync that began before this change must not take it for synced.
-        self._dirty_dirs[directory.ino] = _Mark(directory, sources)
-
-    def directory_gone(self, ino: int) -> None:
-        """A directory was removed. The caller holds the namespace lock."""
-        self._dirty_dirs.pop(ino, None)
-
     # -- making durable --------------------------------------------------------------------
 
     def commit(self) -> None:
@@ -163,11 +138,21 @@ class Committer:
                     self._pending.pop(file.header.object_id, None)
 
     def fsync(self, file: File) -> None:
-        """Steps 1 to 6 for one file. Every error is the caller's."""
+        """All steps for one file. Every error is the caller's."""
         if file.unlinked:
             return
-        self.make_durable(file)
-        self.sync_places(file.node.parent)
+        file.flush()
+        if file.has_pending():
+            self.commit()
+        if file.unsynced:
+            plan = None if file.durable else self.places.plan(file.node.parent)
+            if plan is not None:
+                file.carry(plan.headers)
+            self._sync_in_place(file)
+            if plan is not None:
+                self.places.synced(plan.marks)
+                return
+        self.places.sync(file.node.parent)
 
     def _sync_in_place(self, file: File) -> None:
         file.sync_in_place()
@@ -180,44 +165,12 @@ class Committer:
                 self._live.pop(object_id, None)
 
     def make_durable(self, file: File) -> None:
-        """Steps 1 to 4: the content, not yet the name."""
+        """The content, not yet the name."""
         file.flush()
         if file.has_pending():
             self.commit()
         if file.unsynced:
             self._sync_in_place(file)
-
-    def sync_places(self, directory: Node | None) -> None:
-        """Make the names and headers of a directory and all above it durable."""
-        self._vault.dirlog.sync()
-        todo: dict[int, tuple[_Mark, int]] = {}
-        try:
-            with self._namespace:
-                if not self._dirty_dirs:
-                    return
-                node = directory
-                while node is not None:
-                    self._collect(node, todo)
-                    node = node.parent
-            for mark, fd in todo.values():
-                os.fsync(fd)
-                self._synced(mark)
-        finally:
-            for _, fd in todo.values():
-                os.close(fd)
-
-    def _collect(self, node: Node, todo: dict[int, tuple[_Mark, int]]) -> None:
-        mark = self._dirty_dirs.get(node.ino)
-        if mark is None or node.ino in todo:
-            return
-        todo[node.ino] = mark, os.dup(self._directories.get(node).fd)
-        for source in mark.sources:
-            self._collect(source, todo)
-
-    def _synced(self, mark: _Mark) -> None:
-        with self._namespace:
-            if self._dirty_dirs.get(mark.directory.ino) is mark:
-                del self._dirty_dirs[mark.directory.ino]
 
     def checkpoint(self, file: File) -> None:
         """Put a file's journal records in place and sync it, so that recovery has nothing to do for it."""
@@ -249,18 +202,16 @@ class Committer:
         """Sync the files that were closed without fsync, and all names, in one go."""
         with self._lock:
             unsettled = dict(self._unsettled)
-        with self._namespace:
-            marks = list(self._dirty_dirs.values())
+        marks = self.places.all_marks()
         if not unsettled and not marks:
             return
-        self._vault.dirlog.sync()
+        self.places.sync_headers()
         syncfs(self._vault.tree_fd)
         with self._lock:
             for ino, token in unsettled.items():
                 if self._unsettled.get(ino) is token:
                     del self._unsettled[ino]
-        for mark in marks:
-            self._synced(mark)
+        self.places.synced(marks)
 
     def sync_all(self) -> None:
         """Everything given to the disk so far is durable, and nothing is left in the journal."""
@@ -289,7 +240,11 @@ class Committer:
                     self.commit()
                 if self.journal.size > JOURNAL_MAX or len(self._live) > OPEN_MAX:
                     self.checkpoint_all()
-                if time.monotonic() - settled > SETTLE_INTERVAL or len(self._unsettled) > SETTLE_AT:
+                if (
+                    time.monotonic() - settled > SETTLE_INTERVAL
+                    or len(self._unsettled) > SETTLE_AT
+                    or (self.places.crowded(SETTLE_AT))
+                ):
                     settled = time.monotonic()
                     self.checkpoint_all()
                     self.settle()

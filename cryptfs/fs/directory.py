@@ -7,17 +7,21 @@ the length limit of a path and a rename above costs nothing.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 
 from cryptfs.fs.nodes import ROOT, Node, stale
+from cryptfs.vault.dirlog import CARRIED_AT, CARRIED_MAX, RECORD_SIZE
 from cryptfs.vault.diskio import pread_all, pwrite_all, replace_file
 from cryptfs.vault.header import (
     DIRECTORY,
     READ_SIZE,
     SLOT_OFFSETS,
+    SLOT_SIZE,
     Header,
     HeaderInvalid,
     HeaderMissing,
@@ -212,7 +216,7 @@ class DirectoryCache:
         entries = [name for name in map(os.fsencode, os.listdir(fd)) if is_entry(name)]
         if not entries and self._vault.state.unclean:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        for header in self._vault.dirlog.candidates(parent_id):
+        for header in itertools.chain(self._vault.dirlog.candidates(parent_id), self._carried(fd, entries)):
             directory = Directory(fd, header, 0)
             for lname in entries[:20]:
                 try:
@@ -225,6 +229,27 @@ class DirectoryCache:
                 return header
         log.error("a directory has neither a valid header nor a copy of it")
         raise eio()
+
+    def _carried(self, fd: int, entries: list[bytes], depth: int = 0) -> Iterator[Header]:
+        """Headers that the files below a directory carry; a few files of each are enough."""
+        for lname in entries[:50]:
+            inner = os.open(lname, _OPEN_FILE, dir_fd=fd)
+            try:
+                if stat.S_ISDIR(os.fstat(inner).st_mode):
+                    if depth < CARRIED_MAX:
+                        below = [name for name in map(os.fsencode, os.listdir(inner)) if is_entry(name)]
+                        yield from self._carried(inner, below, depth + 1)
+                    continue
+                area = pread_all(inner, CARRIED_MAX * RECORD_SIZE, CARRIED_AT)
+            finally:
+                os.close(inner)
+            for at in range(0, len(area), RECORD_SIZE):
+                try:
+                    header = self._vault.codec.unpack(area[at : at + SLOT_SIZE])
+                except HeaderInvalid:
+                    break
+                if header.kind == DIRECTORY:
+                    yield header
 
     def write_header(self, fd: int, header: Header, slot: int) -> int:
         """Write a directory's header to the slot that is not `slot` (0 where none is); its number."""

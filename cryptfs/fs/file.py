@@ -25,6 +25,7 @@ from cryptfs.fs.chunks import Buffer, Chunks
 from cryptfs.fs.directory import eio
 from cryptfs.fs.types import SetAttr
 from cryptfs.vault.content import SMALL_CHUNK_LOG2, Geometry, InvalidTag
+from cryptfs.vault.dirlog import CARRIED_AT, carried
 from cryptfs.vault.diskio import pwrite_all
 from cryptfs.vault.header import AREA_SIZE, FLAG_SPARSE, SLOT_OFFSETS, Header
 from cryptfs.vault.journal import Record
@@ -315,7 +316,7 @@ class File:
             (self._geometry.offset(0), empty),
             (SLOT_OFFSETS[slot], packed),
         ]
-        with self.committer.places:
+        with self.committer.paths:
             record = Record(self.header.object_id, self.node.path(), extents, AREA_SIZE)
             self.committer.journal.append(record)
         self.committer.journal.sync()
@@ -359,7 +360,7 @@ class File:
         if with_header and self.header_changed:
             header = self._next_header()
             extents.append((SLOT_OFFSETS[header[0]], header[1]))
-        with self.committer.places:
+        with self.committer.paths:
             record = Record(self.header.object_id, self.node.path(), extents, self._cut)
             self._pending_at = self.committer.journal.append(record)
         chunks = self._chunks
@@ -466,7 +467,7 @@ class File:
         return self._chunks.has_pending
 
     def sync_in_place(self) -> None:
-        """Make what is in place durable: one fdatasync. From the call on, changes go through the journal.
+        """Make what is in place durable: one fsync. From the call on, changes go through the journal.
 
         An error is the caller's: the file counts as unsynced until a later call succeeds.
         """
@@ -475,13 +476,23 @@ class File:
             self.durable = True
             self.unsynced = False
         try:
-            os.fdatasync(self.fd)
+            os.fsync(self.fd)
         except OSError:
             with self.lock:
                 self.unsynced = True
             raise
         with self.lock:
             self.slot = slot
+
+    def carry(self, headers: list[bytes]) -> None:
+        """Write directories' headers into the header area of a new file, to be synced with it.
+
+        The inode is changed on purpose, as the last thing before the sync: it takes every
+        earlier change of names with it where the file system keeps their order.
+        """
+        if headers:
+            pwrite_all(self.fd, b"".join(map(carried, headers)), CARRIED_AT)
+        os.fchmod(self.fd, self.committer.file_mode)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -168,7 +168,7 @@ class FileSystem:
         directory.slot = self._directories.write_header(directory.fd, header, directory.slot)
         directory.header = header
         above = self._directories.get(node.parent).header.object_id if node.parent else bytes(16)
-        self.vault.dirlog.append(self.vault.codec.pack(header), above)
+        self._committer.places.header_written(node.ino, self.vault.codec.pack(header), above)
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class FileSystem:
                 self._committer.make_durable(file)
             finally:
                 self._put(file)
-        self._committer.sync_places(node)
+        self._committer.places.sync(node)
 
     # -- extended attributes ------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class Namespace:
         file = File(self._committer, node, fd, header, -1, -1, False)
         node.file = file
         self._nodes.reference(node)
-        self._committer.entry_changed(parent)
+        self._committer.places.entry_changed(parent)
         return file
 
     def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Attr:
@@ -185,8 +185,10 @@ class Namespace:
                     lname, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd
                 )
                 self._directories.write_header(fd, header, -1)
-                self._vault.dirlog.append(self._vault.codec.pack(header), directory.header.object_id)
                 st = os.fstat(fd)
+                ino = self._nodes.number(st.st_ino)
+                slot = self._vault.codec.pack(header)
+                self._committer.places.header_written(ino, slot, directory.header.object_id)
             except BaseException:
                 if fd >= 0:
                     self._unlink_quietly(DIR_HEADER, fd)
@@ -194,10 +196,10 @@ class Namespace:
                 os.rmdir(lname, dir_fd=directory.fd)
                 directory.drop_long(lname)
                 raise
-            made = self._nodes.place(self._nodes.number(st.st_ino), node, lname, True)
+            made = self._nodes.place(ino, node, lname, True)
             self._directories.insert(made.ino, Directory(fd, header, 0))
             self._nodes.reference(made)
-            self._committer.entry_changed(node)
+            self._committer.places.entry_changed(node)
             return self._objects.directory_attr(made, header, st)
 
     def _clear_remnant(self, parent: Node, directory: Directory, lname: bytes) -> None:
@@ -241,7 +243,7 @@ class Namespace:
             lname, text = directory.lower_name(name)
             directory.add_long(lname, text, self._vault.modes.file)
             os.link(source.lname, lname, src_dir_fd=above.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
-            self._committer.entry_changed(node, source.parent)
+            self._committer.places.entry_changed(node, source.parent)
             file = self._objects.open(source)
             try:
                 file.touch_ctime()
@@ -264,7 +266,7 @@ class Namespace:
                 self._settle_links(target)
             os.unlink(lname, dir_fd=directory.fd)
             directory.drop_long(lname)
-            self._committer.entry_changed(node)
+            self._committer.places.entry_changed(node)
             self._gone(self._nodes.number(st.st_ino), target, st.st_nlink, node, lname)
 
     def _settle_links(self, node: Node | None) -> None:
@@ -287,7 +289,7 @@ class Namespace:
         else:
             if node.file.durable:
                 # What is written to it from now on is not protected: it must not come back.
-                self._committer.sync_places(parent)
+                self._committer.places.sync(parent)
             node.file.orphaned()
             self._committer.deleted(node.file, ino)
             self._objects.drop(node.file)
@@ -306,7 +308,7 @@ class Namespace:
             self._require_empty(found, inner)
             self._remove_directory(found, inner, directory, lname)
             directory.drop_long(lname)
-            self._committer.entry_changed(node)
+            self._committer.places.entry_changed(node)
 
     def _require_empty(self, node: Node, directory: Directory) -> None:
         for lname in directory.entries():
@@ -330,7 +332,7 @@ class Namespace:
             raise
         node.dead = True
         self._directories.discard(node.ino)
-        self._committer.directory_gone(node.ino)
+        self._committer.places.directory_gone(node.ino)
 
     # -- renaming ------------------------------------------------------------------------------------
 
@@ -368,7 +370,7 @@ class Namespace:
             if target is not None and target.ino == source.ino and not flags & RENAME_EXCHANGE:
                 return True  # two names of one file: nothing happens
             self._prepare(source, target, flags)
-            with self._committer.places:
+            with self._committer.paths:
                 if self._journal_needs(source, target, flags):
                     return False
                 if not flags & RENAME_EXCHANGE:
@@ -383,9 +385,9 @@ class Namespace:
                 old_dir.drop_long(old_lname)
                 if target is not None and target_attr is not None and not target.is_dir:
                     self._gone(target.ino, target, target_attr.nlink, new_node, new_lname)
-            self._committer.entry_changed(new_node, old_node)
+            self._committer.places.entry_changed(new_node, old_node)
             if flags & RENAME_EXCHANGE:
-                self._committer.entry_changed(old_node, new_node)
+                self._committer.places.entry_changed(old_node, new_node)
             return True
 
     @staticmethod

@@ -17,6 +17,16 @@ from cryptfs.vault.header import DIRECTORY, MAGIC, SLOT_SIZE, Header, HeaderCode
 RECORD_SIZE = 256
 _MERGE_AT = 16
 
+CARRIED_AT = 256
+"""Where a file's header area has room for headers of directories above it (format section 4)."""
+CARRIED_MAX = 15
+"""How many records have room there."""
+
+
+def carried(record: bytes) -> bytes:
+    """A record (packed header and parent's object id) as it stands in a file's header area."""
+    return record.ljust(RECORD_SIZE, b"\0")
+
 
 class DirLog:
     """The log of one vault; appends go to a file of this session's own."""
@@ -29,38 +39,35 @@ class DirLog:
         self._fd = -1
         self._end = 0
         self._lock = threading.Lock()
-        self._dirty = False
         self._new = False
+        self._appended = 0
+        self._sync_lock = threading.Lock()
+        self.synced = 0
+        """Records up to this position are durable."""
 
-    def append(self, slot: bytes, parent_id: bytes) -> None:
-        """Record a directory's packed header; durable after the next `sync`."""
+    def append(self, slot: bytes, parent_id: bytes) -> int:
+        """Record a directory's packed header; its position. Durable when `synced` has reached it."""
         with self._lock:
             if self._fd < 0:
                 name = f"{self._path}/{self._name}"
                 self._fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._mode)
-                size = os.fstat(self._fd).st_size
-                self._end = size + -size % RECORD_SIZE
                 self._new = True
-            record = slot + parent_id
-            pwrite_all(self._fd, record.ljust(RECORD_SIZE, b"\0"), self._end)
+            pwrite_all(self._fd, carried(slot + parent_id), self._end)
             self._end += RECORD_SIZE
-            self._dirty = True
+            self._appended += 1
+            return self._appended
 
     def sync(self) -> None:
         """Make every record appended so far durable; nothing to do if there is none."""
-        with self._lock:
-            if not self._dirty:
-                return
-            fd, new = self._fd, self._new
-            self._dirty = False
-        try:
-            os.fdatasync(fd)
-            if new:
-                fsync_path(self._path)
-                self._new = False
-        except OSError:
-            self._dirty = True
-            raise
+        with self._sync_lock:
+            with self._lock:
+                target, fd = self._appended, self._fd
+            if self.synced < target:
+                os.fdatasync(fd)
+                if self._new:
+                    fsync_path(self._path)
+                    self._new = False
+                self.synced = target
 
     def candidates(self, parent_id: bytes | None = None) -> Iterator[Header]:
         """Valid recorded headers, the last of each object, those below `parent_id` first."""
