@@ -61,6 +61,8 @@ class File:
         self.header = header
         self.handles = 0
         self.unlinked = False
+        self.left_behind: Node | None = None
+        """The directory to sync before a deleted file is written to."""
         self.size = max(size, 0)
         self.durable = durable
         """Whether what is in place may only be changed through the journal."""
@@ -445,13 +447,16 @@ class File:
         if slot is not None:
             self._written_slot = slot
 
-    def orphaned(self) -> None:
-        """The last name is gone, durably if the content was durable: no power cut brings it back.
+    def orphaned(self, directory: Node) -> None:
+        """The last name is gone: nothing has to go through the journal any more.
 
-        So nothing has to go through the journal any more.
+        A power cut may bring a durable file back, if it undoes the removal of its name. So
+        before it is changed any further, `directory` must be synced: see `left_behind`.
         """
         with self.lock:
             self.unlinked = True
+            if self.durable:
+                self.left_behind = directory
             self._apply()
             if self._cut is not None:
                 os.ftruncate(self.fd, self._cut)

@@ -134,6 +134,8 @@ class FileSystem:
             if change.size is not None:
                 if not stat.S_ISREG(file.header.st_mode):
                     raise error(errno.EINVAL)
+                if file.left_behind is not None:
+                    self._part_with(file)
                 file.truncate(change.size)
             file.change(change)
             if file.handles == 1:
@@ -306,9 +308,17 @@ class FileSystem:
         return data
 
     def write(self, handle: int, offset: int, data: Buffer) -> int:
-        written = self._handles[handle].write(offset, data)
+        file = self._handles[handle]
+        if file.left_behind is not None:
+            self._part_with(file)
+        written = file.write(offset, data)
         self._written_bytes += written
         return written
+
+    def _part_with(self, file: File) -> None:
+        """Make a deletion durable before the deleted file is changed without the journal."""
+        self._committer.places.sync(file.left_behind)
+        file.left_behind = None
 
     def flush(self, handle: int) -> None:
         if not self.vault.read_only:

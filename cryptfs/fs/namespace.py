@@ -160,7 +160,7 @@ class Namespace:
             directory = self._directories.get(node.parent)
             os.unlink(node.lname, dir_fd=directory.fd)
             directory.drop_long(node.lname)
-            file.orphaned()
+            file.orphaned(node.parent)
             node.dead = True
             self._nodes.forget(node.ino, 1)
             raise
@@ -287,10 +287,7 @@ class Namespace:
         if node is None or node.file is None:
             self._committer.deleted(None, ino)
         else:
-            if node.file.durable:
-                # What is written to it from now on is not protected: it must not come back.
-                self._committer.places.sync(parent)
-            node.file.orphaned()
+            node.file.orphaned(parent)
             self._committer.deleted(node.file, ino)
             self._objects.drop(node.file)
         if node is not None:
