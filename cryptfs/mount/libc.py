@@ -13,8 +13,9 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 _PR_SET_DUMPABLE = 4
-_PR_CAPBSET_DROP = 24
 _PR_SET_IO_FLUSHER = 57
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,10 +44,6 @@ def forbid_dumps() -> None:
 def set_io_flusher() -> None:
     """Tell the kernel that this process writes out other processes' dirty pages (needs privileges)."""
     _check(_libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0))
-
-
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory(size: int) -> None:
