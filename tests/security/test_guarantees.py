@@ -63,6 +63,9 @@ GUARANTEES: dict[str, list[str]] = {
     "G10": [
         CONFIGURATION + "no_field_of_the_configuration_can_be_changed",
         CONFIGURATION + "slots_cannot_be_added_removed_reordered_or_replayed",
+        CONFIGURATION + "a_configuration_made_by_somebody_without_a_secret_is_refused",
+        CONFIGURATION + "the_forgery_is_refused_for_nothing_but_the_authority_key",
+        CONFIGURATION + "slots_made_anew_end_the_forger_who_once_held_one",
     ],
     "G11": [
         INTEGRITY + "damage_stays_in_its_chunk",
@@ -72,6 +75,7 @@ GUARANTEES: dict[str, list[str]] = {
         INTEGRITY + "a_changed_or_cut_journal_gives_the_old_or_the_new",
         INTEGRITY + "the_journal_of_another_vault_is_not_applied",
         INTEGRITY + "a_journal_is_not_applied_to_another_object",
+        INTEGRITY + "a_renamed_segment_is_not_applied_and_a_missing_one_is_noticed",
         INTEGRITY + "the_journal_brings_back_what_was_synced",
     ],
     "G13": [

@@ -298,12 +298,15 @@ def test_the_session_state_of_another_vault_is_refused(archive: Archive, image: 
 
 
 def crashed(archive: Archive, target: Path) -> Archive:
-    """A copy of a mounted vault with synced overwrites that are still in the journal."""
+    """A copy of a mounted vault after a power cut: what was synced is in the journal and nowhere else."""
     with archive.mounted() as mount:
         mount.write("index.db", content("index.db"))
         mount.fs.sync()
+        lower = archive.lower("index.db")
+        before = lower.read_bytes()
         mount.write("index.db", b"overwritten", offset=100)
         shutil.copytree(archive.path, target)
+    (target / lower.relative_to(archive.path)).write_bytes(before)
     assert list((target / "journal").glob("*.seg")), "the overwrite did not go through the journal"
     return Archive(target, copy_of=archive)
 
@@ -350,6 +353,21 @@ def test_the_journal_of_another_vault_is_not_applied(archive: Archive, tmp_path:
         segment.unlink()
     with archive.mounted() as mount:
         assert mount.read("index.db") == OLD
+
+
+def test_a_renamed_segment_is_not_applied_and_a_missing_one_is_noticed(
+    archive: Archive, tmp_path: Path
+) -> None:
+    copy = crashed(archive, tmp_path / "copy")
+    (segment,) = (copy.path / "journal").glob("*.seg")
+    number = int(segment.stem, 16)
+    renamed = segment.rename(segment.with_name(f"{number + 2:016x}.seg"))
+    with copy.mounted(read_only=True) as mount:
+        assert mount.read("index.db") == OLD
+    shutil.copy(renamed, segment)
+    for read_only in (True, False):
+        with pytest.raises(IntegrityError, match="journal"), copy.mounted(read_only=read_only):
+            pass
 
 
 def test_a_journal_is_not_applied_to_another_object(archive: Archive, tmp_path: Path) -> None:
