@@ -27,6 +27,7 @@ from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import FsOptions, SmallChunks
 from cryptfs.fs.recovery import overlays, recover
+from cryptfs.fs.renaming import Renamer
 from cryptfs.fs.types import Attr, Owner, SetAttr, StatFs
 from cryptfs.vault.header import FLAG_XATTR, Header
 from cryptfs.vault.names import NAME_MAX, NameInvalid
@@ -84,6 +85,9 @@ class FileSystem:
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer,
             SmallChunks(self.options.small_chunk_patterns),
         )  # fmt: skip
+        self._renamer = Renamer(
+            vault, self._lock, self._nodes, self._directories, self._objects, self._committer, self._names
+        )
         # The root must open, else there is nothing to serve.
         try:
             self._directories.get(self._nodes.root)
@@ -220,7 +224,7 @@ class FileSystem:
         self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int = 0
     ) -> None:
         self._require_writable()
-        self._names.rename(parent_old, name_old, parent_new, name_new, flags)
+        self._renamer.rename(parent_old, name_old, parent_new, name_new, flags)
 
     def readlink(self, ino: int) -> bytes:
         with self._lock:
@@ -358,7 +362,7 @@ class FileSystem:
             files = []
             for child in unsettled:
                 try:
-                    file = self._objects.open(child)
+                    file = self._objects.open(self._nodes.find(child.ino) or child)
                 except OSError:
                     continue  # renamed or removed meanwhile: its own directory has it now
                 file.handles += 1

@@ -1,4 +1,4 @@
-"""Names: lookup, create, link, rename, remove.
+"""Names: lookup, create, link, remove. Renaming is in `renaming`.
 
 Every public method holds the namespace lock for its whole duration, and takes it before
 any file's lock. Lower calls are single system calls that the lower file system makes atomic,
@@ -21,13 +21,11 @@ from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import SmallChunks
 from cryptfs.fs.types import Attr, Owner
 from cryptfs.vault.content import DEFAULT_CHUNK_LOG2, SMALL_CHUNK_LOG2
-from cryptfs.vault.diskio import pwrite_all, renameat2
+from cryptfs.vault.diskio import pwrite_all
 from cryptfs.vault.header import DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
 from cryptfs.vault.names import DIR_HEADER, is_entry
 from cryptfs.vault.vault import Vault
 
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
 SYMLINK_MAX = 4095
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -58,7 +56,8 @@ class Namespace:
         self._committer = committer
         self._small_chunks = small_chunks
 
-    def _enter(self, parent: int) -> tuple[Node, Directory]:
+    def enter(self, parent: int) -> tuple[Node, Directory]:
+        """The node and the open directory of an inode; ENOTDIR or ENOENT if it is none any more."""
         self._directories.trim()
         node = self._nodes.get(parent)
         if not node.is_dir:
@@ -69,7 +68,7 @@ class Namespace:
 
     def lookup(self, parent: int, name: bytes) -> Attr:
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             found, attr = self._objects.look(node, directory, directory.lower_name(name)[0])
             self._nodes.reference(found)
             return attr
@@ -94,7 +93,7 @@ class Namespace:
     def create(self, parent: int, name: bytes, mode: int, owner: Owner) -> File:
         """A new regular file in use, with one reference taken; EEXIST if the name is there."""
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             log2 = SMALL_CHUNK_LOG2 if self._small_chunks(name) else DEFAULT_CHUNK_LOG2
             header = self._header(FILE, log2, mode, owner, directory.header)
             return self._make(node, directory, name, header)
@@ -131,13 +130,13 @@ class Namespace:
         if len(target) > SYMLINK_MAX:
             raise error(errno.ENAMETOOLONG)
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             header = self._header(SYMLINK, SMALL_CHUNK_LOG2, 0o777, owner, directory.header)
             return self._finish(self._make(node, directory, name, header), target)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Attr:
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             kind = KIND_OF_TYPE.get(stat.S_IFMT(mode) or stat.S_IFREG)
             if kind is None or kind in (DIRECTORY, SYMLINK):
                 raise error(errno.EINVAL)
@@ -170,7 +169,7 @@ class Namespace:
     def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Attr:
         """On disk: the directory, then its header in it, then the copy; without a header it is a remnant."""
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             header = self._header(DIRECTORY, 0, mode, owner, directory.header)
             lname, text = directory.lower_name(name)
             directory.add_long(lname, text, self._vault.modes.file)
@@ -233,7 +232,7 @@ class Namespace:
 
     def link(self, ino: int, parent: int, name: bytes) -> Attr:
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             source = self._nodes.get(ino)
             if source.is_dir:
                 raise error(errno.EPERM)
@@ -256,7 +255,7 @@ class Namespace:
 
     def unlink(self, parent: int, name: bytes) -> None:
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             lname, _ = directory.lower_name(name)
             st = os.stat(lname, dir_fd=directory.fd, follow_symlinks=False)
             if stat.S_ISDIR(st.st_mode):
@@ -267,14 +266,14 @@ class Namespace:
             os.unlink(lname, dir_fd=directory.fd)
             directory.drop_long(lname)
             self._committer.places.entry_changed(node)
-            self._gone(self._nodes.number(st.st_ino), target, st.st_nlink, node, lname)
+            self.gone(self._nodes.number(st.st_ino), target, st.st_nlink, node, lname)
 
     def _settle_links(self, node: Node | None) -> None:
         """Before one of several names goes: the journal must not need it to find the object."""
         if node is not None and node.file is not None and self._committer.needs(node.file):
             self._committer.checkpoint(node.file)
 
-    def _gone(self, ino: int, node: Node | None, links: int, parent: Node, lname: bytes) -> None:
+    def gone(self, ino: int, node: Node | None, links: int, parent: Node, lname: bytes) -> None:
         """An object lost the name `lname`; it had `links` of them."""
         if links > 1:
             if node is not None:
@@ -296,18 +295,19 @@ class Namespace:
     def rmdir(self, parent: int, name: bytes) -> None:
         """On disk: the header goes first; a directory without header and entries is a remnant."""
         with self._lock:
-            node, directory = self._enter(parent)
+            node, directory = self.enter(parent)
             lname, _ = directory.lower_name(name)
             found, _attr = self._objects.look(node, directory, lname)
             if not found.is_dir:
                 raise error(errno.ENOTDIR)
             inner = self._directories.get(found)
-            self._require_empty(found, inner)
-            self._remove_directory(found, inner, directory, lname)
+            self.require_empty(found, inner)
+            self.remove_directory(found, inner, directory, lname)
             directory.drop_long(lname)
             self._committer.places.entry_changed(node)
 
-    def _require_empty(self, node: Node, directory: Directory) -> None:
+    def require_empty(self, node: Node, directory: Directory) -> None:
+        """ENOTEMPTY if anything but remnants of a power cut is in it."""
         for lname in directory.entries():
             try:
                 self._objects.look(node, directory, lname)
@@ -317,7 +317,8 @@ class Namespace:
                 pass  # damaged, but there
             raise error(errno.ENOTEMPTY)
 
-    def _remove_directory(self, node: Node, inner: Directory, above: Directory, lname: bytes) -> None:
+    def remove_directory(self, node: Node, inner: Directory, above: Directory, lname: bytes) -> None:
+        """Remove an empty directory that lies as `lname` in `above`."""
         for leftover in map(os.fsencode, os.listdir(inner.fd)):
             if not is_entry(leftover) and leftover != DIR_HEADER:
                 self._unlink_quietly(leftover, inner.fd)
@@ -330,128 +331,3 @@ class Namespace:
         node.dead = True
         self._directories.discard(node.ino)
         self._committer.places.directory_gone(node.ino)
-
-    # -- renaming ------------------------------------------------------------------------------------
-
-    def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        """Atomic: the target is the old object or the new one.
-
-        What the journal knows by its path is put in place first, and a file that replaces
-        another is durable before it does.
-        """
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
-            raise error(errno.EINVAL)
-        while not self._try_rename(old_parent, old_name, new_parent, new_name, flags):
-            pass
-
-    def _try_rename(
-        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
-    ) -> bool:
-        with self._lock:
-            old_node, _ = self._enter(old_parent)
-            new_node = self._nodes.get(new_parent)
-            if not new_node.is_dir:
-                raise error(errno.ENOTDIR)
-            new_dir = self._directories.get(new_node)
-            old_dir = self._directories.get(old_node)
-            old_lname, _ = old_dir.lower_name(old_name)
-            new_lname, new_text = new_dir.lower_name(new_name)
-            source, source_attr = self._objects.look(old_node, old_dir, old_lname)
-            target: Node | None = None
-            target_attr: Attr | None = None
-            try:
-                target, target_attr = self._objects.look(new_node, new_dir, new_lname)
-            except FileNotFoundError:
-                pass
-            self._check_rename(source, source_attr, target, target_attr, flags)
-            if target is not None and target.ino == source.ino and not flags & RENAME_EXCHANGE:
-                return True  # two names of one file: nothing happens
-            self._prepare(source, target, flags)
-            with self._committer.paths:
-                if self._journal_needs(source, target, flags):
-                    return False
-                if not flags & RENAME_EXCHANGE:
-                    new_dir.add_long(new_lname, new_text, self._vault.modes.file)
-                self._lower_rename(old_dir, old_lname, new_dir, new_lname, source, target, flags)
-                source.parent, source.lname = new_node, new_lname
-                self._committer.moved(source)
-                if flags & RENAME_EXCHANGE and target is not None:
-                    target.parent, target.lname = old_node, old_lname
-                    self._committer.moved(target)
-            if not flags & RENAME_EXCHANGE:
-                old_dir.drop_long(old_lname)
-                if target is not None and target_attr is not None and not target.is_dir:
-                    self._gone(target.ino, target, target_attr.nlink, new_node, new_lname)
-            self._committer.places.entry_changed(new_node, old_node)
-            if flags & RENAME_EXCHANGE:
-                self._committer.places.entry_changed(old_node, new_node)
-            return True
-
-    @staticmethod
-    def _check_rename(
-        source: Node, source_attr: Attr, target: Node | None, attr: Attr | None, flags: int
-    ) -> None:
-        if flags & RENAME_NOREPLACE and target is not None:
-            raise error(errno.EEXIST)
-        if flags & RENAME_EXCHANGE:
-            if target is None:
-                raise error(errno.ENOENT)
-            return
-        if target is not None and target.ino != source.ino:
-            if source.is_dir and not target.is_dir:
-                raise error(errno.ENOTDIR)
-            if target.is_dir and not source.is_dir:
-                raise error(errno.EISDIR)
-
-    def _prepare(self, source: Node, target: Node | None, flags: int) -> None:
-        if target is not None and target.is_dir and not flags & RENAME_EXCHANGE:
-            self._require_empty(target, self._directories.get(target))
-        for node in (source, target):
-            if node is None:
-                continue
-            if node.is_dir:
-                if self._committer.journal.any_live():
-                    self._committer.checkpoint_all()
-            elif node.file is not None and self._committer.needs(node.file):
-                self._committer.checkpoint(node.file)
-                self._objects.drop(node.file)
-        if target is not None and not source.is_dir:
-            # The new file replaces one that may be durable: its content must be so first.
-            if source.file is None and self._committer.unsettled(source.ino) is None:
-                return
-            self._nodes.keep(source)
-            file = self._objects.open(source)
-            try:
-                self._committer.make_durable(file)
-            finally:
-                self._objects.drop(file)
-
-    def _journal_needs(self, source: Node, target: Node | None, flags: int) -> bool:
-        journal = self._committer.journal
-        if source.is_dir or (target is not None and target.is_dir and flags & RENAME_EXCHANGE):
-            return journal.any_live()
-        return any(
-            node is not None and node.file is not None and journal.live(node.file.header.object_id)
-            for node in (source, target)
-        )
-
-    def _lower_rename(
-        self,
-        old: Directory,
-        old_l: bytes,
-        new: Directory,
-        new_l: bytes,
-        source: Node,
-        target: Node | None,
-        flags: int,
-    ) -> None:
-        if flags & RENAME_EXCHANGE:
-            renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
-        elif target is not None and target.is_dir:
-            # The target's own header makes its ciphertext directory non-empty: exchange the
-            # two, which is atomic, and remove what is then under the old name.
-            inner = self._directories.get(target)
-            renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
-            self._remove_directory(target, inner, old, old_l)
-        else:
-            os.rename(old_l, new_l, src_dir_fd=old.fd, dst_dir_fd=new.fd)

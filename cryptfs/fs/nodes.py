@@ -105,8 +105,8 @@ class NodeTable:
         self._nodes[node.ino] = node
 
     def keep(self, node: Node) -> None:
-        """Register a node that is in use by us."""
-        self._nodes.setdefault(node.ino, node)
+        """Register a node whose file is in use: there must never be two of one object."""
+        self._nodes[node.ino] = node
 
     def forget(self, ino: int, count: int) -> None:
         """Give back `count` references."""

@@ -211,9 +211,7 @@ class Objects:
         except BaseException:
             os.close(fd)
             raise
-        file = self._file(node, fd, lower)
-        self._nodes.keep(node)
-        return file
+        return self._file(node, fd, lower)
 
     def _file(self, node: Node, fd: int, lower: Lower) -> File:
         """A file over an open object file; repaired first if a power cut left it without its end."""
@@ -248,6 +246,7 @@ class Objects:
             os.close(fd)
             raise
         node.file = file
+        self._nodes.keep(node)
         return file
 
     def drop(self, file: File) -> None:

@@ -1,0 +1,185 @@
+"""rename(2) in all its forms.
+
+Atomic: the target is the old object or the new one, at every instant and after a power cut.
+Two things must be so before a name changes: what the journal knows by its path is in place,
+and a file that replaces another is durable. Both wait for the disk, so they are done without
+the namespace lock, and the rename then looks again whether they are still so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import NamedTuple
+
+from cryptfs.fs.commit import Committer
+from cryptfs.fs.directory import Directory, DirectoryCache
+from cryptfs.fs.file import File
+from cryptfs.fs.namespace import Namespace, error
+from cryptfs.fs.nodes import Node, NodeTable
+from cryptfs.fs.objects import Objects
+from cryptfs.vault.diskio import renameat2
+from cryptfs.vault.vault import Vault
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+class _Wait(NamedTuple):
+    """What has to be done before the rename: all of the journal, or these files."""
+
+    everything: bool
+    checkpoint: list[File]
+    make_durable: list[File]
+
+
+class Renamer:
+    """Renames within one vault."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        lock: threading.RLock,
+        nodes: NodeTable,
+        directories: DirectoryCache,
+        objects: Objects,
+        committer: Committer,
+        names: Namespace,
+    ) -> None:
+        self._vault = vault
+        self._lock = lock
+        self._nodes = nodes
+        self._directories = directories
+        self._objects = objects
+        self._committer = committer
+        self._names = names
+
+    def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """As renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+            raise error(errno.EINVAL)
+        while True:
+            with self._lock:
+                wait = self._try(old_parent, old_name, new_parent, new_name, flags)
+            if wait is None:
+                return
+            self._do(wait)
+
+    def _do(self, wait: _Wait) -> None:
+        try:
+            if wait.everything:
+                self._committer.checkpoint_all()
+            for file in wait.checkpoint:
+                self._committer.checkpoint(file)
+            for file in wait.make_durable:
+                self._committer.make_durable(file)
+        finally:
+            with self._lock:
+                for file in wait.checkpoint + wait.make_durable:
+                    file.handles -= 1
+                    self._objects.drop(file)
+
+    def _try(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> _Wait | None:
+        """Rename, or say what must be done before. The caller holds the namespace lock."""
+        exchange = bool(flags & RENAME_EXCHANGE)
+        old_node, old_dir = self._names.enter(old_parent)
+        new_node = self._nodes.get(new_parent)
+        if not new_node.is_dir:
+            raise error(errno.ENOTDIR)
+        new_dir = self._directories.get(new_node)
+        old_lname, _ = old_dir.lower_name(old_name)
+        new_lname, new_text = new_dir.lower_name(new_name)
+        source, _ = self._objects.look(old_node, old_dir, old_lname)
+        target: Node | None = None
+        links = 0
+        try:
+            target, attr = self._objects.look(new_node, new_dir, new_lname)
+            links = attr.nlink
+        except FileNotFoundError:
+            pass
+        self._check(source, target, flags)
+        if target is not None and target.ino == source.ino and not exchange:
+            return None  # two names of one file: nothing happens
+        if target is not None and target.is_dir and not exchange:
+            self._names.require_empty(target, self._directories.get(target))
+        wait = self._needed(source, target, exchange)
+        if wait is not None:
+            return wait
+        with self._committer.paths:
+            if self._in_journal(source, target, exchange):
+                return _Wait(False, [], [])  # a write has just come in between
+            if not exchange:
+                new_dir.add_long(new_lname, new_text, self._vault.modes.file)
+            self._lower(old_dir, old_lname, new_dir, new_lname, target, exchange)
+            self._moved(source, new_node, new_lname)
+            if exchange and target is not None:
+                self._moved(target, old_node, old_lname)
+        self._committer.places.entry_changed(new_node, old_node)
+        if exchange:
+            self._committer.places.entry_changed(old_node, new_node)
+        else:
+            old_dir.drop_long(old_lname)
+            if target is not None and not target.is_dir:
+                self._names.gone(target.ino, target, links, new_node, new_lname)
+        return None
+
+    @staticmethod
+    def _check(source: Node, target: Node | None, flags: int) -> None:
+        if flags & RENAME_NOREPLACE and target is not None:
+            raise error(errno.EEXIST)
+        if flags & RENAME_EXCHANGE:
+            if target is None:
+                raise error(errno.ENOENT)
+        elif target is not None and target.ino != source.ino:
+            if source.is_dir and not target.is_dir:
+                raise error(errno.ENOTDIR)
+            if target.is_dir and not source.is_dir:
+                raise error(errno.EISDIR)
+
+    def _needed(self, source: Node, target: Node | None, exchange: bool) -> _Wait | None:
+        """What keeps the rename waiting; files in it are held open for `_do`."""
+        if self._in_journal(source, target, exchange):
+            if source.is_dir or (target is not None and target.is_dir):
+                return _Wait(True, [], [])
+            files = [node.file for node in (source, target) if node is not None and node.file is not None]
+            for file in files:
+                file.handles += 1
+            return _Wait(False, files, [])
+        if target is not None and not source.is_dir:
+            held = source.file
+            if held.unsynced or held.has_pending() if held else self._committer.unsettled(source.ino):
+                file = self._objects.open(source)
+                file.handles += 1
+                return _Wait(False, [], [file])
+        return None
+
+    def _in_journal(self, source: Node, target: Node | None, exchange: bool) -> bool:
+        """Whether the journal knows something by a path that is about to change."""
+        journal = self._committer.journal
+        if source.is_dir or (target is not None and target.is_dir and exchange):
+            return journal.any_live()
+        return any(
+            node is not None and node.file is not None and journal.live(node.file.header.object_id)
+            for node in (source, target)
+        )
+
+    def _lower(
+        self, old: Directory, old_l: bytes, new: Directory, new_l: bytes, target: Node | None, exchange: bool
+    ) -> None:
+        if exchange:
+            renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
+        elif target is not None and target.is_dir:
+            # The target's own header makes its ciphertext directory non-empty: exchange the
+            # two, which is atomic, and remove what is then under the old name.
+            inner = self._directories.get(target)
+            renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
+            self._names.remove_directory(target, inner, old, old_l)
+        else:
+            os.rename(old_l, new_l, src_dir_fd=old.fd, dst_dir_fd=new.fd)
+
+    def _moved(self, node: Node, parent: Node, lname: bytes) -> None:
+        node.parent, node.lname = parent, lname
+        self._committer.moved(node)
