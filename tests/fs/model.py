@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 # Times that a test sets lie before this one, times that the clock sets after it.
@@ -297,6 +297,16 @@ class TreeMachine(RuleBasedStateMachine):
         files = [p for p in self._walk() if stat.S_ISREG(os.lstat(f"{self.model.root}/{p}").st_mode)]
         return files[data.draw(st.integers(0, len(files) - 1), "file")] if files else self._new(data)
 
+    @initialize(lengths=st.lists(_lengths, min_size=3, max_size=3))
+    def begin(self, lengths: list[int]) -> None:
+        """A few files and directories, else most operations would find nothing to work on."""
+        self.both("mkdir", "a", 0o755)
+        self.both("mkdir", "a/b", 0o755)
+        places = ("DOE^JANE.dcm", "index.dat", "a/" + "n" * 255)
+        for handle, (path, length) in enumerate(zip(places, lengths, strict=True)):
+            self._open(handle, path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.both("write", handle, 0, random.Random(length).randbytes(length))
+
     # -- files
 
     @rule(data=st.data(), handle=_handles, mode=_modes, flags=st.sampled_from([0, os.O_EXCL, os.O_TRUNC]))
@@ -319,45 +329,60 @@ class TreeMachine(RuleBasedStateMachine):
             if kind == stat.S_IFDIR and flags == os.O_RDONLY:  # listdir does that
                 return
         if handle in self.open_handles:
-            self.close(handle)
+            self._close(handle)
         if self.both("open", handle, path, flags, mode) is not OSError:
             self.open_handles[handle] = flags
 
-    @rule(handle=_handles)
-    def close(self, handle: int) -> None:
-        if self.open_handles.pop(handle, None) is not None:
-            self.both("close", handle)
+    def _opened(self, data: st.DataObject, writable: bool = True) -> int | None:
+        """One of the open files."""
+        handles = [handle for handle, flags in self.open_handles.items() if not writable or flags & os.O_RDWR]
+        return handles[data.draw(st.integers(0, len(handles) - 1), "open file")] if handles else None
 
-    def _writable(self, handle: int) -> bool:
-        return bool(self.open_handles.get(handle, 0) & os.O_RDWR)
+    def _close(self, handle: int) -> None:
+        del self.open_handles[handle]
+        self.both("close", handle)
 
-    @rule(handle=_handles, offset=_offsets, length=_lengths, fill=st.integers(0, 255))
-    def write(self, handle: int, offset: int, length: int, fill: int) -> None:
-        if self._writable(handle):
-            self.both(
-                "write", handle, offset, random.Random(fill).randbytes(length) if fill else bytes(length)
-            )
+    @precondition(lambda self: self.open_handles)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        handle = self._opened(data, writable=False)
+        if handle is not None:
+            self._close(handle)
 
-    @rule(handle=_handles, length=_lengths, fill=st.integers(0, 255))
-    def append(self, handle: int, length: int, fill: int) -> None:
-        if self._writable(handle) and self.model.fstat(handle).size < 1_000_000:  # type: ignore[operator]
+    @precondition(lambda self: self.open_handles)
+    @rule(data=st.data(), offset=_offsets, length=_lengths, fill=st.integers(0, 255))
+    def write(self, data: st.DataObject, offset: int, length: int, fill: int) -> None:
+        handle = self._opened(data)
+        if handle is not None:
+            content = random.Random(fill).randbytes(length) if fill else bytes(length)
+            self.both("write", handle, offset, content)
+
+    @precondition(lambda self: self.open_handles)
+    @rule(data=st.data(), length=_lengths, fill=st.integers(0, 255))
+    def append(self, data: st.DataObject, length: int, fill: int) -> None:
+        handle = self._opened(data)
+        if handle is not None and (self.model.fstat(handle).size or 0) < 1_000_000:
             self.both("append", handle, random.Random(fill).randbytes(length))
 
-    @rule(handle=_handles, offset=_offsets, count=st.integers(2, 12), step=st.sampled_from([24, 4096, 4120]))
-    def write_run(self, handle: int, offset: int, count: int, step: int) -> None:
+    @precondition(lambda self: self.open_handles)
+    @rule(data=st.data(), offset=_offsets, count=st.integers(2, 12), step=st.sampled_from([24, 4096, 4120]))
+    def write_run(self, data: st.DataObject, offset: int, count: int, step: int) -> None:
         """Many small writes one after the other, as every imaging server does."""
-        if self._writable(handle):
+        handle = self._opened(data)
+        if handle is not None:
             for number in range(count):
                 self.both("write", handle, offset + number * step, random.Random(number).randbytes(step))
 
-    @rule(handle=_handles, offset=_offsets, length=_lengths)
-    def read(self, handle: int, offset: int, length: int) -> None:
-        if handle in self.open_handles:
-            self.both("read", handle, offset, length)
+    @precondition(lambda self: self.open_handles)
+    @rule(data=st.data(), offset=_offsets, length=_lengths)
+    def read(self, data: st.DataObject, offset: int, length: int) -> None:
+        self.both("read", self._opened(data, writable=False), offset, length)
 
-    @rule(handle=_handles, size=_offsets)
-    def ftruncate(self, handle: int, size: int) -> None:
-        if self._writable(handle):
+    @precondition(lambda self: self.open_handles)
+    @rule(data=st.data(), size=_offsets)
+    def ftruncate(self, data: st.DataObject, size: int) -> None:
+        handle = self._opened(data)
+        if handle is not None:
             self.both("ftruncate", handle, size)
 
     @rule(data=st.data(), size=_offsets)
@@ -368,13 +393,14 @@ class TreeMachine(RuleBasedStateMachine):
                 return
         self.both("truncate", path, size)
 
-    @rule(handle=_handles, how=st.sampled_from(["flush", "fsync", "fdatasync"]))
-    def sync(self, handle: int, how: str) -> None:
-        if handle in self.open_handles:
-            if how == "flush":
-                self.both("flush", handle)
-            else:
-                self.both("fsync", handle, how == "fdatasync")
+    @precondition(lambda self: self.open_handles)
+    @rule(data=st.data(), how=st.sampled_from(["flush", "fsync", "fdatasync"]))
+    def sync(self, data: st.DataObject, how: str) -> None:
+        handle = self._opened(data, writable=False)
+        if how == "flush":
+            self.both("flush", handle)
+        else:
+            self.both("fsync", handle, how == "fdatasync")
 
     # -- attributes
 
@@ -469,7 +495,7 @@ class TreeMachine(RuleBasedStateMachine):
     def reopen(self) -> None:
         """Nothing may live in memory alone."""
         for handle in list(self.open_handles):
-            self.close(handle)
+            self._close(handle)
         self.model.reopen()
         self._differ = True
         self.subject.reopen()
