@@ -27,10 +27,11 @@ import struct
 import sys
 import tempfile
 import unicodedata
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -100,18 +101,12 @@ def unbase64(text: object, length: int = 0) -> bytes:
     except (binascii.Error, ValueError):
         raw = None
     if raw is None or length not in (0, len(raw)) or base64.b64encode(raw).decode() != text:
-        raise Damage("has a field that is not base64 of the right length")
+        raise Damage("is not base64 of the right length, in its one spelling")
     return raw
 
 
 def unbase64url(text: str) -> bytes:
-    try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error:
-        raw = b""
-    if base64.urlsafe_b64encode(raw).rstrip(b"=") != text.encode():
-        raise Damage("is not written in the one way it can be")
-    return raw
+    return unbase64(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4))
 
 
 # --- Section 3: configuration ----------------------------------------------------------------------
@@ -120,23 +115,20 @@ def unbase64url(text: str) -> bytes:
 def parse_json(data: bytes) -> Any:  # noqa: ANN401
     """JSON within the limits of section 3: exactly what has a canonical form; raises Damage."""
 
-    def refuse(number: str) -> None:
+    def refuse(_: object) -> NoReturn:
         raise ValueError
 
     def integer(digits: str) -> int:
         return int(digits) if abs(int(digits)) < 1 << 53 else refuse(digits)
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        return dict(items) if len(items) == len(dict(items)) else refuse("")
+        return dict(items) if len(items) == len(dict(items)) else refuse(items)
 
-    hooks = {
-        "parse_int": integer,
-        "parse_float": refuse,
-        "parse_constant": refuse,
-        "object_pairs_hook": pairs,
-    }
+    decoder = json.JSONDecoder(
+        parse_int=integer, parse_float=refuse, parse_constant=refuse, object_pairs_hook=pairs
+    )
     try:
-        value = json.loads(data.decode(), **hooks) if len(data) <= 1 << 20 else refuse("")
+        value = decoder.decode(data.decode()) if len(data) <= 1 << 20 else refuse(data)
         json.dumps(value, ensure_ascii=False).encode()  # fails where a surrogate stands alone
     except (ValueError, RecursionError):
         raise Damage("is not JSON as the format allows it") from None
@@ -167,16 +159,19 @@ def fields(value: object, shapes: Mapping[str, object]) -> dict[str, Any]:
     """
     if not isinstance(value, dict) or value.keys() != shapes.keys():
         raise Damage(f"must have exactly the fields {', '.join(shapes)}")
-    decoded = {}
+    decoded = dict(value)
     for name, shape in shapes.items():
-        item = decoded[name] = value[name]
-        if isinstance(shape, int):
-            decoded[name] = unbase64(item, shape)
-        elif isinstance(shape, str):
-            right = isinstance(item, str) and re.fullmatch(shape, item, re.ASCII | re.DOTALL)
-        else:
-            right = type(item) is int and item in shape if isinstance(shape, range) else type(item) is shape
-        if not isinstance(shape, int) and not right:
+        item = value[name]
+        match shape:
+            case int():
+                decoded[name], right = unbase64(item, shape), True
+            case str():
+                right = isinstance(item, str) and bool(re.fullmatch(shape, item, re.ASCII | re.DOTALL))
+            case range():
+                right = type(item) is int and item in shape
+            case _:
+                right = type(item) is shape
+        if not right:
             raise Damage(f"has a {name} that is not allowed")
     return decoded
 
@@ -291,29 +286,11 @@ def parse_recovery_key(text: str) -> bytes:
 # --- Section 4: headers ------------------------------------------------------------------------------
 
 HEADER = struct.Struct("<4sBBHIIQ16sQIIQqqqq48s48s")
+FIELDS = "magic kind log2 flags epoch mode generation object_id session uid gid rdev atime mtime ctime btime"
 
 
-class Header(NamedTuple):
-    """The fields of a header slot; times in nanoseconds, `key` as wrapped or as opened."""
-
-    magic: bytes
-    kind: int
-    log2: int
-    flags: int
-    epoch: int
-    mode: int
-    generation: int
-    object_id: bytes
-    session: int
-    uid: int
-    gid: int
-    rdev: int
-    atime: int
-    mtime: int
-    ctime: int
-    btime: int
-    reserved: bytes
-    key: bytes
+class Header(namedtuple("Header", FIELDS + " reserved key")):
+    """A header slot; times in nanoseconds, `key` the object key."""
 
     @property
     def chunk(self) -> int:
@@ -405,8 +382,7 @@ def unclean_sessions(data: bytes, vault: Vault) -> set[int]:
     key = expand(vault.epochs[epoch], "cryptfs v1 state", 32)
     aad = b"cryptfs v1 state" + vault.id + data[4:8]
     state = fields(parse_json(xaes_open(key, data[8:], aad)), STATE)
-    sessions = state["unclean"] + ([state["session"]] if state["open"] else [])
-    return {int(fields({"session": text}, {"session": STATE["session"]})["session"], 16) for text in sessions}
+    return {int(text, 16) for text in state["unclean"] + [state["session"]] * state["open"]}
 
 
 class Record(NamedTuple):
