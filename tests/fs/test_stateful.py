@@ -20,16 +20,8 @@ from cryptfs.fs.types import Attr, Owner, SetAttr
 from cryptfs.vault import Vault
 from cryptfs.vault.keyring import Keyring
 from cryptfs.vault.layout import create_tree
-from tests.fs.model import (
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
-    PlainTree,
-    Stat,
-    Tree,
-    TreeMachine,
-    machine_settings,
-    scratch,
-)
+from tests.fs.model import TreeMachine, machine_settings
+from tests.fs.trees import RENAME_EXCHANGE, RENAME_NOREPLACE, PlainTree, Stat, Tree, scratch
 
 ROOT = 1
 

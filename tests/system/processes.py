@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 NOBODY = 65534
@@ -60,3 +62,12 @@ def in_parallel(*functions: Callable[[], object]) -> list[Any]:
     """Calls each function in a process of its own, all at once."""
     children = [Child(function) for function in functions]
     return [child.result() for child in children]
+
+
+def run(*argv: str | Path, cwd: Path | None = None) -> str:
+    """Runs a program to its end and returns what it printed; AssertionError if it fails."""
+    result = subprocess.run([*map(str, argv)], cwd=cwd, capture_output=True, text=True, errors="replace")
+    assert result.returncode == 0, (
+        f"{argv}: {result.returncode}\n{result.stdout[-3000:]}{result.stderr[-3000:]}"
+    )
+    return result.stdout

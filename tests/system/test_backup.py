@@ -15,7 +15,7 @@ import pytest
 
 from .dicom import PATIENT_NAME, made_set
 from .mounts import CryptfsMount, new_mount
-from .test_tools import run
+from .processes import run
 
 pytestmark = pytest.mark.system
 
@@ -64,7 +64,7 @@ def fill(root: Path) -> None:
 
 
 def inventory(root: Path) -> dict[str, tuple[object, ...]]:
-    """All that can be seen of a tree."""
+    """All that can be seen of a tree, but the times of directories: they are those of the ciphertext's."""
     found: dict[str, tuple[object, ...]] = {}
     for path in root.rglob("*"):
         status = path.lstat()
@@ -73,7 +73,8 @@ def inventory(root: Path) -> dict[str, tuple[object, ...]]:
             content = path.read_bytes()
         elif stat.S_ISLNK(status.st_mode):
             content = os.readlink(path)
-        found[str(path.relative_to(root))] = (status.st_mode, status.st_uid, status.st_mtime_ns, content)
+        mtime = None if path.is_dir() else status.st_mtime_ns
+        found[str(path.relative_to(root))] = (status.st_mode, status.st_uid, mtime, content)
     return found
 
 

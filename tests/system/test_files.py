@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from .mounts import Mount
-from .processes import Child, in_parallel
+from .processes import Child, in_parallel, run
 
 pytestmark = pytest.mark.system
 
@@ -314,3 +314,27 @@ def test_synced_through_every_call(shared_mount: Mount, folder: Path) -> None:
     os.sync()
     shared_mount.remount()
     assert path.read_bytes() == b"x" * 140_000 + b"y" * 10
+
+
+def test_everything_synced_after_deletions(folder: Path) -> None:
+    """syncfs(2) writes back the attributes of deleted files that the kernel still knows."""
+
+    def sync() -> None:
+        run("sync", "--file-system", folder)
+
+    path, other = folder / "a", folder / "b"
+    path.write_bytes(b"x" * 10_000)
+    sync()
+    path.unlink()
+    sync()
+    path.write_bytes(b"old")
+    other.write_bytes(b"new")
+    other.rename(path)
+    sync()
+    os.link(path, other)
+    path.unlink()
+    sync()
+    with other.open("wb") as file:
+        file.write(b"x" * 10_000)
+        other.unlink()
+        sync()

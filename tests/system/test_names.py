@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.model import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from tests.fs.trees import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 
 from .mounts import CryptfsMount, Mount
 

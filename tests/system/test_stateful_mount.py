@@ -9,7 +9,8 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.fs.model import PlainTree, TreeMachine, machine_settings
+from tests.fs.model import TreeMachine, machine_settings
+from tests.fs.trees import PlainTree
 
 from .mounts import Mount, new_mount
 

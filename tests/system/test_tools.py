@@ -13,16 +13,9 @@ from pathlib import Path
 import pytest
 
 from .mounts import Mount
+from .processes import run
 
 pytestmark = pytest.mark.system
-
-
-def run(*argv: str | Path, cwd: Path | None = None) -> str:
-    result = subprocess.run([*map(str, argv)], cwd=cwd, capture_output=True, text=True, errors="replace")
-    assert result.returncode == 0, (
-        f"{argv}: {result.returncode}\n{result.stdout[-3000:]}{result.stderr[-3000:]}"
-    )
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
