@@ -63,6 +63,8 @@ class Committer:
         self.session = vault.session
         self.codec = vault.codec
         self.file_mode = vault.modes.file
+        self.phase = 1
+        """Part of the session in which content is begun now (format section 9)."""
         self.places = Places(vault, directories, namespace)
         self.paths = threading.Lock()
         """Held while a path is put into the journal, and while a rename changes paths."""
@@ -74,6 +76,8 @@ class Committer:
         self._thread: threading.Thread | None = None
         self.on_idle_file: Callable[[File], None] = lambda file: None
         """Called, without locks, for a file that the committer no longer needs open."""
+        self.open_files: Callable[[], list[File]] = list
+        """All files in use."""
 
     # -- what files tell -----------------------------------------------------------------
 
@@ -199,12 +203,17 @@ class Committer:
             self.journal.reset()
 
     def settle(self) -> None:
-        """Sync the files that were closed without fsync, and all names, in one go."""
+        """Sync the files that were closed without fsync, and all names, in one go.
+
+        This ends a phase of the session: after a power cut only files begun in a later one are
+        suspected of having lost something.
+        """
         with self._lock:
             unsettled = dict(self._unsettled)
         marks = self.places.all_marks()
-        if not unsettled and not marks:
+        if not unsettled and not marks and self._vault.state.phase == self.phase - 1:
             return
+        ended, self.phase = self.phase, self.phase + 1
         self.places.sync_headers()
         syncfs(self._vault.tree_fd)
         with self._lock:
@@ -212,6 +221,9 @@ class Committer:
                 if self._unsettled.get(ino) is token:
                     del self._unsettled[ino]
         self.places.synced(marks)
+        # A file that is still being written holds its own phase back.
+        still = [file.header.phase for file in self.open_files() if not file.durable and not file.unlinked]
+        self._vault.state.completed(min([ended, *(phase - 1 for phase in still)]))
 
     def sync_all(self) -> None:
         """Everything given to the disk so far is durable, and nothing is left in the journal."""

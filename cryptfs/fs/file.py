@@ -148,6 +148,22 @@ class File:
                 return False
             return True
 
+    def is_whole(self) -> bool:
+        """Whether every chunk is there."""
+        with self.lock:
+            try:
+                for index in range(self._chunks.count):
+                    self._chunk(index)
+            except InvalidTag:
+                return False
+            return True
+
+    def adopt(self) -> None:
+        """The content, checked, counts as begun in this session."""
+        with self.lock:
+            self.header.session, self.header.phase = self.committer.session, self.committer.phase
+            self.header_changed = True
+
     def salvage(self) -> None:
         """Cut a file that lost its unsynced tail to the longest run of chunks that authenticate.
 
@@ -311,7 +327,7 @@ class File:
         """
         self._dirty.clear()
         self._cut = None
-        self.header.session = self.committer.session
+        self.header.session, self.header.phase = self.committer.session, self.committer.phase
         slot, packed = self._next_header()
         empty = self._chunks.seal(0, True, b"")
         extents: list[tuple[int, bytes | bytearray]] = [

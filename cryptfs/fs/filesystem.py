@@ -80,6 +80,7 @@ class FileSystem:
         pending = overlays(vault) if vault.read_only else recover(vault)
         self._committer = Committer(vault, self._directories, self._lock)
         self._committer.on_idle_file = self._idle
+        self._committer.open_files = self._files
         self._objects = Objects(vault, self._nodes, self._directories, self._committer, pending)
         self._names = Namespace(
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer,

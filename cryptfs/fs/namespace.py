@@ -22,8 +22,8 @@ from cryptfs.fs.options import SmallChunks
 from cryptfs.fs.types import Attr, Owner
 from cryptfs.vault.content import DEFAULT_CHUNK_LOG2, SMALL_CHUNK_LOG2
 from cryptfs.vault.diskio import pwrite_all
-from cryptfs.vault.header import DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
-from cryptfs.vault.names import DIR_HEADER, is_entry
+from cryptfs.vault.header import BLOCK, CHAR, DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
+from cryptfs.vault.names import DIR_HEADER, LONG_PREFIX, TEMP_PREFIX
 from cryptfs.vault.vault import Vault
 
 SYMLINK_MAX = 4095
@@ -88,6 +88,7 @@ class Namespace:
         return Header(
             kind, chunk_log2, 0, self._vault.codec.current_epoch, mode & 0o7777, 1, os.urandom(16),
             self._vault.session, owner.uid, gid, rdev, now, now, now, now, os.urandom(32),
+            self._committer.phase,
         )  # fmt: skip
 
     def create(self, parent: int, name: bytes, mode: int, owner: Owner) -> File:
@@ -138,6 +139,7 @@ class Namespace:
         with self._lock:
             node, directory = self.enter(parent)
             kind = KIND_OF_TYPE.get(stat.S_IFMT(mode) or stat.S_IFREG)
+            rdev = rdev if kind in (CHAR, BLOCK) else 0
             if kind is None or kind in (DIRECTORY, SYMLINK):
                 raise error(errno.EINVAL)
             log2 = 0
@@ -320,7 +322,8 @@ class Namespace:
     def remove_directory(self, node: Node, inner: Directory, above: Directory, lname: bytes) -> None:
         """Remove an empty directory that lies as `lname` in `above`."""
         for leftover in map(os.fsencode, os.listdir(inner.fd)):
-            if not is_entry(leftover) and leftover != DIR_HEADER:
+            # Ours only: what else somebody put there (a NAS, a sync tool) keeps the directory.
+            if leftover.startswith((TEMP_PREFIX, LONG_PREFIX)):
                 self._unlink_quietly(leftover, inner.fd)
         self._unlink_quietly(DIR_HEADER, inner.fd)
         try:

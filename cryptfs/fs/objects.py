@@ -116,7 +116,7 @@ class Objects:
         lower = self._read_lower(fd, st)
         header = lower.header
         size = plain_size(header, lower.length)
-        if size is None or header.session in self._vault.state.unclean:
+        if size is None or self._vault.state.suspects(header):
             file = self._file(node, os.open(node.lname, self._access | _OPEN, dir_fd=directory.fd), lower)
             try:
                 if not self._vault.read_only:
@@ -217,7 +217,7 @@ class Objects:
         """A file over an open object file; repaired first if a power cut left it without its end."""
         header = lower.header
         size = plain_size(header, lower.length)
-        suspect = header.session in self._vault.state.unclean
+        suspect = self._vault.state.suspects(header)
         try:
             if size is None and not suspect:
                 log.error("object %s: the file was cut or extended", header.object_id.hex())
@@ -236,18 +236,25 @@ class Objects:
             if size == 0 and not suspect and header.kind in (FILE, SYMLINK) and not file.verify_tail():
                 # No read would ever touch the one chunk that says the file is really empty.
                 raise file.damaged()
-            if suspect and header.kind in (FILE, SYMLINK) and (size is None or not file.verify_tail()):
-                log.warning(
-                    "object %s lost its unsynced end in a power cut and was cut to what is whole",
-                    header.object_id.hex(),
-                )
-                file.salvage()
+            if suspect and header.kind in (FILE, SYMLINK):
+                self._settle_suspect(file, size is not None)
         except BaseException:
             os.close(fd)
             raise
         node.file = file
         self._nodes.keep(node)
         return file
+
+    def _settle_suspect(self, file: File, fits: bool) -> None:
+        """Check a file that was in flight when the last session died; once, then it is as any other."""
+        if not fits or not file.is_whole():
+            log.warning(
+                "object %s lost unsynced content in a power cut and was cut to what is whole",
+                file.header.object_id.hex(),
+            )
+            file.salvage()
+        if not self._vault.read_only:
+            file.adopt()
 
     def drop(self, file: File) -> None:
         """Close a file that nobody has open, unless the committer still needs it."""

@@ -59,7 +59,7 @@ def _pending(vault: Vault) -> list[Record]:
         return pending_records(vault.journal_path, vault.codec)
     except HeaderInvalid:
         raise IntegrityError(
-            "a segment of the journal is damaged or was tampered with; "
+            "a segment of the journal is damaged, missing or was tampered with; "
             "restore the folder journal from a backup, or move the segment away to go on without it"
         ) from None
 

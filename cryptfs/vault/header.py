@@ -30,9 +30,9 @@ FLAG_SPARSE = 1
 FLAG_XATTR = 2
 _FLAGS = FLAG_SPARSE | FLAG_XATTR
 
-_FIELDS = struct.Struct("<4sBBHIIQ16sQIIQqqqq48s")
+_FIELDS = struct.Struct("<4sBBHIIQ16sQIIQqqqqQ40s")
 _KEY_AT = 144
-_ZERO = bytes(48)
+_ZERO = bytes(40)
 _ZERO_SLOT = bytes(SLOT_SIZE)
 _LABEL = b"cryptfs v1 header"
 # log2 of the chunk sizes that a kind may have: images large, symbolic links and segments one page.
@@ -96,6 +96,7 @@ class Header:
     ctime: int
     btime: int
     key: bytes
+    phase: int = 0
 
     @property
     def st_mode(self) -> int:
@@ -174,6 +175,7 @@ class HeaderCodec:
             h.mtime,
             h.ctime,
             h.btime,
+            h.phase,
             _ZERO,
         )
         return fields + wrap.encrypt(h.key, [_LABEL, self._vault_id, fields])
@@ -191,10 +193,10 @@ class HeaderCodec:
         except InvalidTag:
             raise HeaderInvalid("the header does not authenticate") from None
         (_, kind, log2, flags, epoch, mode, generation, object_id, session, uid, gid, rdev,
-         atime, mtime, ctime, btime, reserved) = _FIELDS.unpack(fields)  # fmt: skip
+         atime, mtime, ctime, btime, phase, reserved) = _FIELDS.unpack(fields)  # fmt: skip
         header = Header(
             kind, log2, flags, epoch, mode, generation, object_id, session, uid, gid, rdev,
-            atime, mtime, ctime, btime, key,
+            atime, mtime, ctime, btime, key, phase,
         )  # fmt: skip
         if reserved != _ZERO or not header.in_range():
             raise HeaderInvalid("a field is out of range")

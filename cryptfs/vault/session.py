@@ -12,7 +12,7 @@ from cryptfs.crypto.aead import InvalidTag, open_sealed, seal
 from cryptfs.crypto.derive import expand
 from cryptfs.errors import IntegrityError
 from cryptfs.vault.diskio import replace_file
-from cryptfs.vault.header import KeyringLike
+from cryptfs.vault.header import Header, KeyringLike
 
 STATE_NAME = "state"
 _MAGIC = b"CFS1"
@@ -20,17 +20,23 @@ _LABEL = b"cryptfs v1 state"
 _HEX = re.compile(r"[0-9a-f]{16}")
 
 
+class _Unclean(msgspec.Struct, forbid_unknown_fields=True):
+    session: str
+    phase: int
+
+
 class _State(msgspec.Struct, forbid_unknown_fields=True):
     session: str
+    phase: int
     open: bool
-    unclean: list[str]
+    unclean: list[_Unclean]
 
 
 class SessionState:
     """The sealed record of which session is, or was, writing.
 
-    `unclean` are sessions that did not end with a sync, so that files begun in them may
-    have lost a tail that was never synced.
+    `unclean` are sessions that did not end with a sync, each with the last of its phases that was
+    synced whole: files begun in a later phase may have lost something that was never synced.
     """
 
     def __init__(self, directory: str, vault_id: bytes, keyring: KeyringLike, file_mode: int) -> None:
@@ -39,7 +45,9 @@ class SessionState:
         self._keyring = keyring
         self._mode = file_mode
         self.session = int.from_bytes(os.urandom(8), "little") or 1
-        self.unclean: set[int] = set()
+        self.phase = 0
+        """The last phase of this session that was synced whole."""
+        self.unclean: dict[int, int] = {}
         self.found_open = False
         self._load()
 
@@ -50,10 +58,10 @@ class SessionState:
         except FileNotFoundError:
             return
         state = self._decode(data)
-        self.unclean = {int(text, 16) for text in state.unclean}
+        self.unclean = {int(item.session, 16): item.phase for item in state.unclean}
         if state.open:
             self.found_open = True
-            self.unclean.add(int(state.session, 16))
+            self.unclean[int(state.session, 16)] = state.phase
 
     def _decode(self, data: bytes) -> _State:
         epoch = self._keyring.get(int.from_bytes(data[4:8], "little")) if data[:4] == _MAGIC else None
@@ -62,7 +70,8 @@ class SessionState:
                 raise InvalidTag
             associated = _LABEL + self._vault_id + data[4:8]
             state = msgspec.json.decode(open_sealed(_key(epoch.key), data[8:], associated), type=_State)
-            if not all(_HEX.fullmatch(text) for text in [state.session, *state.unclean]):
+            sessions = [state.session, *(item.session for item in state.unclean)]
+            if not all(_HEX.fullmatch(text) for text in sessions):
                 raise InvalidTag
         except (InvalidTag, msgspec.MsgspecError):
             raise IntegrityError(
@@ -75,8 +84,12 @@ class SessionState:
         epoch = self._keyring.current
         state: dict[str, Any] = {
             "open": is_open,
+            "phase": self.phase,
             "session": f"{self.session:016x}",
-            "unclean": sorted(f"{number:016x}" for number in self.unclean),
+            "unclean": [
+                {"phase": phase, "session": f"{number:016x}"}
+                for number, phase in sorted(self.unclean.items())
+            ],
         }
         number = epoch.number.to_bytes(4, "little")
         # Sorted keys and msgspec's compact output are the canonical form of section 3.
@@ -93,9 +106,16 @@ class SessionState:
         """Record durably that this session is writing; before the first change."""
         self._write(True)
 
-    def save(self) -> None:
-        """Record a change of `unclean` while the session is open."""
-        self._write(True)
+    def completed(self, phase: int) -> None:
+        """Record durably that everything begun in this session up to a phase was synced."""
+        if phase > self.phase:
+            self.phase = phase
+            self._write(True)
+
+    def suspects(self, header: Header) -> bool:
+        """Whether content with this header may have been cut before it was ever synced."""
+        phase = self.unclean.get(header.session)
+        return phase is not None and header.phase > phase
 
     def end(self) -> None:
         """Record durably that everything was synced; after the last change."""

@@ -130,7 +130,7 @@ class HandmadeVault:
     def header(self, thing: Thing, kind: int = 1, **values: int) -> bytes:
         default_log2 = 12 if kind in (1, 3, 8) else 0
         plain = struct.pack(
-            "<4sBBHIIQ16sQIIQqqqq48x",
+            "<4sBBHIIQ16sQIIQqqqqQ40x",
             b"CFH1",
             kind,
             values.get("log2", default_log2),
@@ -144,6 +144,7 @@ class HandmadeVault:
             os.getgid(),
             values.get("rdev", 0),
             *(values.get("atime", 1), values.get("mtime", -5_000_000_001), 3, 4),
+            values.get("phase", 1),
         )
         wrap = expand(self.epochs[thing.epoch], "cryptfs v1 header wrap", 64)
         return plain + AESSIV(wrap).encrypt(thing.key, [b"cryptfs v1 header", self.id, plain])
@@ -194,7 +195,8 @@ class HandmadeVault:
 
     def state(self, session: int, is_open: bool, unclean: list[int]) -> None:
         nonce, epoch = os.urandom(24), struct.pack("<I", 2)
-        state = {"session": f"{session:016x}", "open": is_open, "unclean": [f"{s:016x}" for s in unclean]}
+        state = {"session": f"{session:016x}", "phase": 0, "open": is_open}
+        state |= {"unclean": [{"session": f"{s:016x}", "phase": 0} for s in unclean]}
         key, aad = expand(self.epochs[2], "cryptfs v1 state", 32), b"cryptfs v1 state" + self.id + epoch
         sealed = xaes_seal(key, nonce, canonical(state), aad)
         (self.path / "journal" / "state").write_bytes(b"CFS1" + epoch + nonce + sealed)

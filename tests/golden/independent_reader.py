@@ -18,6 +18,7 @@ import binascii
 import contextlib
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import re
@@ -149,7 +150,8 @@ ARGON2 = dict(
     name="argon2id", salt=16, time=range(2, 65), memory_kib=range(65536, 4194305), lanes=range(1, 17)
 )
 EPOCH = dict(number=range(1, 1 << 32), key=32, created=TIME)
-STATE = dict(session="[0-9a-f]{16}", open=bool, unclean=list)
+STATE = dict(session="[0-9a-f]{16}", phase=range(1 << 53), open=bool, unclean=list)
+UNCLEAN = dict(session="[0-9a-f]{16}", phase=range(1 << 53))
 
 
 def fields(value: object, shapes: Mapping[str, object]) -> dict[str, Any]:
@@ -285,11 +287,11 @@ def parse_recovery_key(text: str) -> bytes:
 
 # --- Section 4: headers ------------------------------------------------------------------------------
 
-HEADER = struct.Struct("<4sBBHIIQ16sQIIQqqqq48s48s")
+HEADER = struct.Struct("<4sBBHIIQ16sQIIQqqqqQ40s48s")
 FIELDS = "magic kind log2 flags epoch mode generation object_id session uid gid rdev atime mtime ctime btime"
 
 
-class Header(namedtuple("Header", FIELDS + " reserved key")):
+class Header(namedtuple("Header", FIELDS + " phase reserved key")):
     """A header slot; times in nanoseconds, `key` the object key."""
 
     @property
@@ -355,7 +357,8 @@ def plaintext(file: BinaryIO, header: Header, unclean: bool = False) -> Iterator
 
     if unclean:
         try:
-            chunk(count - 1, 1)
+            for index in range(count):
+                chunk(index, index == count - 1)
         except Damage:
             whole = False
     elif not whole:
@@ -374,15 +377,17 @@ def plaintext(file: BinaryIO, header: Header, unclean: bool = False) -> Iterator
 # --- Sections 9 and 10: session state and journal ----------------------------------------------------
 
 
-def unclean_sessions(data: bytes, vault: Vault) -> set[int]:
-    """The sessions whose files may have been cut; raises Damage."""
+def unclean_sessions(data: bytes, vault: Vault) -> dict[int, int]:
+    """The sessions whose files may have been cut, with the last phase that was synced; raises Damage."""
     epoch = int.from_bytes(data[4:8], "little")
     if data[:4] != b"CFS1" or epoch not in vault.epochs:
         raise Damage("is not a session state of this vault")
     key = expand(vault.epochs[epoch], "cryptfs v1 state", 32)
     aad = b"cryptfs v1 state" + vault.id + data[4:8]
     state = fields(parse_json(xaes_open(key, data[8:], aad)), STATE)
-    return {int(text, 16) for text in state["unclean"] + [state["session"]] * state["open"]}
+    unclean = [fields(item, UNCLEAN) for item in state["unclean"]]
+    unclean += [{"session": state["session"], "phase": state["phase"]}] * state["open"]
+    return {int(item["session"], 16): item["phase"] for item in unclean}
 
 
 class Record(NamedTuple):
@@ -462,7 +467,7 @@ class Extractor:
     def __init__(self, root: Path, vault: Vault) -> None:
         self.root, self.vault = root, vault
         self.problems: list[str] = []
-        self.unclean: set[int] = set()
+        self.unclean: dict[int, int] = {}
         self.overlay: dict[tuple[int, int], list[Record]] = {}
         self.written: dict[tuple[int, int], bytes] = {}  # by ciphertext inode, for hard links
         self.copies: dict[bytes, Header] | None = None
@@ -561,7 +566,7 @@ class Extractor:
             header = None
         if header and header.kind == DIRECTORY:
             return header
-        for copy in self.header_copies().values():
+        for copy in itertools.chain(self.header_copies().values(), self.carried(source)):
             name_key = expand(copy.key, "cryptfs v1 names", 64)
             for text in filter(None, names):
                 with contextlib.suppress(Damage):
@@ -571,6 +576,20 @@ class Extractor:
         if self.unclean and not names and shown:
             raise NeverDurable
         raise Damage("the directory's header is lost, and no copy of it was found")
+
+    def carried(self, source: Path) -> Iterator[Header]:
+        """Section 8: headers of directories that the object files below a directory carry."""
+        for entry in sorted(source.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                yield from self.carried(entry)
+            elif entry.name != "@dir" and entry.is_file():
+                with entry.open("rb") as file:
+                    area = file.read(4096)
+                for at in range(256, 4096, 256):
+                    header = parse_slot(area[at : at + 192], self.vault)
+                    if header is None or header.kind != DIRECTORY:
+                        break
+                    yield header
 
     def header_copies(self) -> dict[bytes, Header]:
         if self.copies is None:
@@ -625,7 +644,7 @@ class Extractor:
         return copy
 
     def create(self, file: BinaryIO, header: Header, target: bytes) -> None:
-        unclean = header.session in self.unclean
+        unclean = header.phase > self.unclean.get(header.session, header.phase)
         if header.kind in NODE_TYPE:
             return os.mknod(target, NODE_TYPE[header.kind] | 0o600, header.rdev)
         if header.kind == SYMLINK:

@@ -498,6 +498,17 @@ def test_a_lost_directory_header_without_a_copy_is_reported(vault: HandmadeVault
     assert (out / "neighbour").read_bytes() == DATA
 
 
+def test_a_lost_directory_header_is_found_in_a_file_that_carries_it(vault: HandmadeVault, out: Path) -> None:
+    path, directory = vault.directory(b"patient")
+    image = Thing()
+    area = bytearray(vault.area(image))
+    area[256:448] = vault.header(directory, kind=2)
+    (path / vault.name(directory, b"image")).write_bytes(bytes(area) + vault.content(image, DATA))
+    (path / "@dir").unlink()
+    assert decrypt(vault, out) == []
+    assert (out / "patient" / "image").read_bytes() == DATA
+
+
 @pytest.mark.parametrize("is_open", [True, False])
 def test_an_unclean_session(vault: HandmadeVault, out: Path, is_open: bool) -> None:
     vault.state(9, is_open, [] if is_open else [9])
@@ -525,16 +536,17 @@ def test_an_unclean_session(vault: HandmadeVault, out: Path, is_open: bool) -> N
     remnant, _ = vault.directory(b"remnant", session=9)
     (remnant / "@dir").unlink()
     vault.segment(5, []).write_bytes(bytes(4096))
-    earlier = vault.file(b"earlier", DATA, session=8)
-    earlier.write_bytes(earlier.read_bytes()[: 8192 + STORED + 30])
+    for name, values in {b"earlier": {"session": 8}, b"synced": {"session": 9, "phase": 0}}.items():
+        cut = vault.file(name, DATA, **values)
+        cut.write_bytes(cut.read_bytes()[: 8192 + STORED + 30])
     problems = decrypt(vault, out)
-    # A file that has its end is whole: what is lost inside is lost there, not from there on.
-    assert sorted(problem.split(":")[0] for problem in problems) == ["/earlier", "/lost inside"]
+    assert sorted(problem.split(":")[0] for problem in problems) == ["/earlier", "/synced"]
+    assert (out / "lost inside").read_bytes() == b""
     assert (out / "cut").read_bytes() == DATA[:4096]
     assert (out / "bare").read_bytes() == b""
     assert (out / "whole").read_bytes() == DATA
     assert (out / "grown").read_bytes() == DATA[:4096] + bytes(4096) + DATA[:4096]
-    assert sorted(path.name for path in out.iterdir()) == ["bare", "cut", "grown", "whole"]
+    assert sorted(path.name for path in out.iterdir()) == ["bare", "cut", "grown", "lost inside", "whole"]
 
 
 def test_a_clean_or_forged_state_excuses_nothing(vault: HandmadeVault, out: Path) -> None:
