@@ -120,6 +120,36 @@ def test_a_file_that_was_durable_is_never_shortened_silently(tmp_path: Path) -> 
     close_fs(fs)
 
 
+def test_what_was_settled_before_an_unclean_stop_is_not_shortened_either(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    put(fs, 1, b"image.dcm", os.urandom(200_000))
+    fs.sync()
+    copy = snapshot(fs, tmp_path / "copy")
+    close_fs(fs)
+    (path,) = (entry for entry in (copy / "tree").iterdir() if entry.name != "@dir")
+    os.truncate(path, 8192 + 2 * 65576)
+    fs = open_fs(copy)
+    with pytest.raises(OSError, match="Input/output error"):
+        get(fs, 1, b"image.dcm")
+    close_fs(fs)
+
+
+def test_a_chunk_lost_in_flight_shortens_the_file_before_it(tmp_path: Path) -> None:
+    data = os.urandom(200_000)
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    put(fs, 1, b"image.dcm", data)
+    copy = snapshot(fs, tmp_path / "copy")
+    close_fs(fs)
+    (path,) = (entry for entry in (copy / "tree").iterdir() if entry.name != "@dir")
+    with path.open("r+b") as file:
+        file.seek(8192 + 65576)
+        file.write(bytes(4096))
+    for _ in range(2):
+        fs = open_fs(copy)
+        assert get(fs, 1, b"image.dcm") == data[:65536]
+        close_fs(fs)
+
+
 def test_a_directory_without_its_header_is_opened_from_the_copy(tmp_path: Path) -> None:
     vault = make_vault(tmp_path / "vault")
     fs = open_fs(vault)
