@@ -49,10 +49,15 @@ def long_entry(text: bytes) -> bytes:
 
 
 # binascii directly: the base64 module's wrappers cost as much as the encryption of a name.
-_TO_URLSAFE, _FROM_URLSAFE = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/!!")
+_TO_URLSAFE, _FROM_URLSAFE = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/=", b"+/!!!")
 _PADDING = (b"", b"", b"==", b"=")
 # Last characters whose unused bits are zero, by the length modulo 4; no length is 1 modulo 4.
-_LAST = (None, frozenset(), frozenset(b"AQgw"), frozenset(b"AEIMQUYcgkosw048"))
+_LAST: tuple[frozenset[int] | None, ...] = (
+    None,
+    frozenset(),
+    frozenset(b"AQgw"),
+    frozenset(b"AEIMQUYcgkosw048"),
+)
 
 
 def _b64(data: bytes) -> bytes:
