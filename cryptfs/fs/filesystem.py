@@ -131,6 +131,8 @@ class FileSystem:
         with self._lock:
             self._directories.trim()
             node = self._nodes.get(ino)
+            if node.dead and node.file is None:
+                return self._objects.attr(node)
             if node.is_dir:
                 return self._set_directory(node, change)
             file = self._handles[handle] if handle is not None else self._objects.open(node)

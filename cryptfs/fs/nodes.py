@@ -26,7 +26,7 @@ def stale() -> OSError:
 class Node:
     """One inode: its place (parent and ciphertext name) and its content while in use."""
 
-    __slots__ = ("dead", "file", "generation", "ino", "is_dir", "lname", "lookups", "parent")
+    __slots__ = ("dead", "file", "generation", "ino", "is_dir", "lname", "lookups", "mode", "parent")
 
     def __init__(self, ino: int, parent: Node | None, lname: bytes, is_dir: bool) -> None:
         self.ino = ino
@@ -35,6 +35,8 @@ class Node:
         self.is_dir = is_dir
         self.lookups = 0
         self.generation = 0
+        self.mode = 0
+        """Type and permission bits as last seen."""
         self.dead = False
         """The last name is gone; the number may come back as another object."""
         self.file: File | None = None

@@ -165,8 +165,9 @@ class Objects:
     # -- attributes ----------------------------------------------------------------------------
 
     def directory_attr(self, node: Node, header: Header, st: os.stat_result) -> Attr:
+        node.mode = header.st_mode
         return Attr(
-            node.ino, header.st_mode, st.st_nlink, header.uid, header.gid, 0, st.st_size, st.st_blocks,
+            node.ino, node.mode, st.st_nlink, header.uid, header.gid, 0, st.st_size, st.st_blocks,
             st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns, node.generation,
         )  # fmt: skip
 
@@ -179,6 +180,9 @@ class Objects:
         """The attributes of a known inode. ESTALE when its place is not known any more."""
         if node.file is not None:
             return self.file_attr(node.file)
+        if node.dead:
+            # Deleted and not open: the kernel may still ask, and write its times back.
+            return Attr(node.ino, node.mode, 0, 0, 0, 0, 0, 0, 0, 0, 0, node.generation)
         if node.is_dir:
             directory = self._directories.get(node)
             return self.directory_attr(node, directory.header, os.fstat(directory.fd))
@@ -266,7 +270,8 @@ class Objects:
 
 
 def _attr(node: Node, header: Header, st: os.stat_result, size: int) -> Attr:
+    node.mode = header.st_mode
     return Attr(
-        node.ino, header.st_mode, st.st_nlink, header.uid, header.gid, header.rdev, size, st.st_blocks,
+        node.ino, node.mode, st.st_nlink, header.uid, header.gid, header.rdev, size, st.st_blocks,
         header.atime, header.mtime, header.ctime, node.generation,
     )  # fmt: skip

@@ -102,3 +102,15 @@ def test_directories(vault: Path) -> None:
     fs.rmdir(1, b"a")
     close_fs(fs)
     assert os.listdir(vault / "tree") == ["@dir"]
+
+
+def test_a_deleted_inode_takes_the_times_that_the_kernel_writes_back(vault: Path) -> None:
+    fs = open_fs(vault)
+    ino = put(fs, 1, b"f", b"data")
+    fs.unlink(1, b"f")
+    attr = fs.setattr(ino, SetAttr(mtime_ns=5))
+    assert (attr.ino, attr.nlink, attr.mode & 0o170000) == (ino, 0, 0o100000)
+    fs.forget(ino, 1)
+    with pytest.raises(OSError, match="Stale"):
+        fs.getattr(ino)
+    close_fs(fs)
