@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -331,13 +331,17 @@ def _short(argument: object) -> str:
     return re.sub(r"(.+?)\1{9,}", lambda run: f"{run[1]}…{len(run[0])}…", repr(argument))
 
 
-def machine_settings(examples: int, steps: int) -> settings:
-    """Settings of a run; CRYPTFS_TEST_EXAMPLES replaces the number of examples for a long one."""
+def machine_settings(examples: int, steps: int, shrink: bool = True) -> settings:
+    """Settings of a run; CRYPTFS_TEST_EXAMPLES replaces the number of examples for a long one.
+
+    Without `shrink` a difference is reported as it was found, at once.
+    """
     return settings(
         max_examples=int(os.environ.get("CRYPTFS_TEST_EXAMPLES", examples)),
         stateful_step_count=steps,
         deadline=None,
         database=None,
         print_blob=True,
+        phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         suppress_health_check=list(HealthCheck),
     )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
-from hypothesis import Phase
 from hypothesis.stateful import run_state_machine_as_test
 
 from cryptfs.fs import FileSystem, FsOptions
@@ -330,9 +329,7 @@ class FsMachine(TreeMachine):
 @pytest.mark.parametrize("xattrs", [True, False])
 def test_filesystem_behaves_as_a_plain_directory(xattrs: bool, seed: int) -> None:
     machine = type("Machine", (FsMachine,), {"xattrs": xattrs, "options": FsOptions(xattrs=xattrs)})
-    run_state_machine_as_test(
-        hypothesis.seed(seed)(machine), settings=machine_settings(examples=20, steps=100)
-    )
+    run_state_machine_as_test(hypothesis.seed(seed)(machine), settings=machine_settings(60, 100))
 
 
 # -- the machine itself is tested: it must notice each of these faults
@@ -389,6 +386,6 @@ def test_machine_notices(fault: type[PlainTree]) -> None:
         def make_subject(self) -> Tree:
             return fault(scratch("cryptfs-faulty-"))
 
-    settings = hypothesis.settings(machine_settings(examples=100, steps=60), phases=[Phase.generate])
+    settings = machine_settings(100, 60, shrink=False)
     with pytest.raises(AssertionError, match="plain directory"):
         run_state_machine_as_test(hypothesis.seed(1)(Machine), settings=settings)
