@@ -145,18 +145,19 @@ class Chunks:
             self._sealer = self._cipher.sealer()
         return self._sealer.seal(index, final, data)
 
-    def place_run(self, first: int, chunks: Sequence[Buffer]) -> None:
-        """Seal whole chunks, none of them final, and write them in place by one write."""
+    def place_run(self, first: int, chunks: Sequence[Buffer], final: int) -> None:
+        """Seal chunks, whole but for the one with number `final`, and write them in place by one write."""
         if self._sealer is None:
             self._sealer = self._cipher.sealer()
         stride = self.geometry.stride
         out = _scratch.take(len(chunks) * stride)
-        for number, data in enumerate(chunks):
-            self._sealer.seal_into(first + number, False, data, out[number * stride :])
-        pwrite_all(self.fd, out, self.geometry.offset(first))
-        after = first + len(chunks)
-        if after >= self.count:
-            self.placed_up_to(after, False, self.geometry.chunk)
+        at = 0
+        for index, data in enumerate(chunks, first):
+            at += self._sealer.seal_into(index, index == final, data, out[at:])
+        pwrite_all(self.fd, out[:at], self.geometry.offset(first))
+        last = first + len(chunks) - 1
+        if last >= self.count - 1:
+            self.placed_up_to(last + 1, last == final, len(chunks[-1]))
 
     def place(self, sealed: Sequence[tuple[int, Buffer]]) -> None:
         """Write sealed chunks, ascending, in place; neighbours by one write."""
@@ -168,6 +169,11 @@ class Chunks:
             at += 1
             data: Buffer = sealed[begin][1] if at - begin == 1 else b"".join(s for _, s in sealed[begin:at])
             pwrite_all(self.fd, data, self.geometry.offset(sealed[begin][0]))
+
+    @property
+    def pending_bytes(self) -> int:
+        """About how much is pending."""
+        return len(self.pending) * self.geometry.stride
 
     # -- between journal and place ------------------------------------------------------------------
 

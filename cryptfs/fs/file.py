@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 HOLE_AT = 1 << 20
 """A gap of at least this many bytes becomes a hole; a smaller one is written as zeros."""
-DIRTY_MAX = 1 << 21
-"""How much changed plaintext of one file is kept in memory, in bytes."""
+PENDING_MAX = 1 << 21
+"""How many bytes of one file may wait in the journal and in memory to be put in place."""
 
 _DATABASE_MAGIC = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
@@ -74,6 +74,8 @@ class File:
         self._chunks = Chunks(fd, header, size)
         self._geometry = self._chunks.geometry
         self._dirty: dict[int, bytearray] = {}
+        self._tail: tuple[int, bytearray] | None = None
+        """The last chunk, already written: the next write will most likely go on there."""
         self._cut: int | None = None
         """Where the object file must be cut before the next dirty chunk is written."""
         self._pending_at = 0
@@ -134,6 +136,9 @@ class File:
         return self._chunks.open(index) if data is None else data
 
     def _load(self, index: int) -> bytearray:
+        """A chunk's plaintext, to be changed."""
+        if self._tail is not None and self._tail[0] == index:
+            return self._tail[1]
         try:
             return bytearray(self._chunk(index))
         except InvalidTag:
@@ -193,14 +198,17 @@ class File:
             if offset > self.size:
                 self._grow(offset)
             self._write(offset, memoryview(data), offset + size)
-            self.header.mtime = self.header.ctime = time.time_ns()
-            self.header_changed = True
-            if len(self._dirty) * self._geometry.chunk > DIRTY_MAX:
-                self._write_out(keep_last=True)
-                if self.durable:
-                    self.committer.journal.sync()
-                    self.apply()
+            self._changed_now()
+            # At once, and complete: an error is this caller's, and closing has nothing left to do.
+            self._write_out()
+            if self._chunks.pending_bytes > PENDING_MAX:
+                self.committer.journal.sync()
+                self.apply()
         return size
+
+    def _changed_now(self) -> None:
+        self.header.mtime = self.header.ctime = time.time_ns()
+        self.header_changed = True
 
     def _choose_chunk(self, data: Buffer) -> None:
         """A database that no name rule knew is recognised by its first bytes."""
@@ -217,18 +225,18 @@ class File:
         final = self._geometry.count(new_size) - 1
         if new_size > self.size:
             self._unfinish(first)
-        run: list[Buffer] = []  # whole chunks that go in place at once, from chunk run_at on
+        run: list[Buffer] = []  # complete chunks that go in place at once, from chunk run_at on
         run_at = first
         previous = self._dirty.get(first - 1)
         if previous is not None and len(previous) == chunk and not self.durable:
-            # The chunk that had to wait because it could have been the last one.
+            # The chunk that was the last one goes with its new neighbours.
             run, run_at = [previous], first - 1
         for index in range(first, last + 1):
             begin = index * chunk
             a, b = max(offset, begin) - begin, min(end, begin + chunk) - begin
             piece = data[begin + a - offset : begin + b - offset]
             whole = b - a == chunk
-            if whole and index != final and not self.durable:
+            if not self.durable and (whole or (a == 0 and index == final and begin + b == new_size)):
                 self._dirty.pop(index, None)
                 if run_at + len(run) != index:
                     run, run_at = [], index  # what stood before is not its neighbour
@@ -242,7 +250,10 @@ class File:
         if run and (run_at >= first or len(run) > 1):
             if run_at < first:
                 del self._dirty[run_at]
-            self._chunks.place_run(run_at, run)
+            self._tail = None
+            if run_at + len(run) - 1 == final:
+                self._tail = final, bytearray(run[-1])
+            self._chunks.place_run(run_at, run, final)
             self.unsynced = True
         self.size = new_size
 
@@ -267,6 +278,8 @@ class File:
             if not self.header.flags & FLAG_SPARSE:
                 self.header.flags |= FLAG_SPARSE
                 self.header_changed = True
+                if not self.durable:
+                    self._place_header()
             # Nothing but a hole may lie there: what a cut left behind goes first.
             self._cut_to(geometry.offset(old_last + 1))
             self._chunks.placed_up_to(new_last, False, chunk)
@@ -293,8 +306,8 @@ class File:
                     self._begin_anew()
                 else:
                     self._shrink(size)
-            self.header.mtime = self.header.ctime = time.time_ns()
-            self.header_changed = True
+            self._changed_now()
+            self._write_out()
 
     def _shrink(self, size: int) -> None:
         geometry = self._geometry
@@ -307,6 +320,7 @@ class File:
         for index in [index for index in self._dirty if index > last]:
             del self._dirty[index]
         self._dirty[last] = buffer
+        self._tail = None
         self._chunks.cut(last)
         self._cut_to(geometry.offset(last))
         self.size = size
@@ -326,6 +340,7 @@ class File:
         session; then it is so in place; from then on it is written like a new file.
         """
         self._dirty.clear()
+        self._tail = None
         self._cut = None
         self.header.session, self.header.phase = self.committer.session, self.committer.phase
         slot, packed = self._next_header()
@@ -349,33 +364,30 @@ class File:
 
     # -- giving it to the disk ---------------------------------------------------------
 
-    def _write_out(self, keep_last: bool) -> None:
-        """Give the dirty chunks to the object file or the journal."""
-        last = self._geometry.count(self.size) - 1
-        indices = sorted(self._dirty)
-        if keep_last and indices and indices[-1] == last:
-            indices.pop()
-        if not indices and self._cut is None:
+    def _write_out(self) -> None:
+        """Give the dirty chunks to the object file or the journal, the last one sealed as final."""
+        if not self._dirty and self._cut is None:
             return
-        chunks = self._chunks
+        chunks, last = self._chunks, self._geometry.count(self.size) - 1
+        indices = sorted(self._dirty)
         sealed = [(index, chunks.seal(index, index == last, self._dirty[index])) for index in indices]
         if self.durable:
-            self._journal(sealed, with_header=not keep_last)
+            self._journal(sealed)
         else:
             chunks.place(sealed)
             self.unsynced = True
         if indices and indices[-1] >= chunks.count - 1:
             top = indices[-1]
             chunks.placed_up_to(top + 1, top == last, len(self._dirty[top]))
-        for index in indices:
-            del self._dirty[index]
+            self._tail = top, self._dirty[top]
+        self._dirty.clear()
 
-    def _journal(self, sealed: list[tuple[int, bytearray]], with_header: bool) -> None:
+    def _journal(self, sealed: list[tuple[int, bytearray]]) -> None:
         extents: list[tuple[int, bytes | bytearray]] = [
             (self._geometry.offset(index), data) for index, data in sealed
         ]
         header: tuple[int, bytes] | None = None
-        if with_header and self.header_changed:
+        if self.header_changed:
             header = self._next_header()
             extents.append((SLOT_OFFSETS[header[0]], header[1]))
         with self.committer.paths:
@@ -434,11 +446,10 @@ class File:
             last = self._geometry.count(self.size) - 1
             if last not in self._dirty and not (self._chunks.count - 1 == last and self._chunks.final):
                 self._dirty[last] = self._load(last) if self.size else bytearray()
-            if self._dirty or self._cut is not None:
-                self._write_out(keep_last=False)
+            self._write_out()
             if self.header_changed:
                 if self.durable and self.committer.journal.live(self.header.object_id):
-                    self._journal([], with_header=True)
+                    self._journal([])
                 else:
                     self._place_header()
 

@@ -218,6 +218,9 @@ class CryptfsMount:
         for pid in self.daemon_pids():
             os.kill(pid, signal.SIGKILL)
             problem = problem or AssertionError(f"daemon {pid} outlived its mount")
+        if self.log.exists():
+            lines = self.log.read_text().splitlines()
+            print("\n".join(line for line in lines if " INFO: " not in line))  # pytest shows it if the test failed
         shutil.rmtree(self.base, ignore_errors=True)
         if problem:
             raise problem
