@@ -178,22 +178,21 @@ class Operations(_Base):  # type: ignore[misc]
     def mkdir(
         self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        owner, inherited = self._new_owner(parent, ctx)
-        attr = self.fs.mkdir(parent, name, stat.S_IMODE(mode) | inherited, owner)
+        attr = self.fs.mkdir(parent, name, stat.S_IMODE(mode), self._new_owner(ctx))
         return self._entry(self._inherit_acl(parent, attr))
 
     @inline
     def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        attr = self.fs.mknod(parent, name, mode, rdev, self._new_owner(parent, ctx)[0])
+        attr = self.fs.mknod(parent, name, mode, rdev, self._new_owner(ctx))
         return self._entry(self._inherit_acl(parent, attr))
 
     @inline
     def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(self.fs.symlink(parent, name, target, self._new_owner(parent, ctx)[0]))
+        return self._entry(self.fs.symlink(parent, name, target, self._new_owner(ctx)))
 
     @inline
     def link(
@@ -225,14 +224,9 @@ class Operations(_Base):  # type: ignore[misc]
     ) -> None:
         self.fs.rename(parent_old, name_old, parent_new, name_new, flags)
 
-    def _new_owner(self, parent: int, ctx: pyfuse3.RequestContext) -> tuple[Owner, int]:
-        """Whose a new object is, and the mode bit that a new directory takes from its parent."""
-        if self._show.owner is not None:
-            return self._show.owner, 0
-        directory = self.fs.getattr(parent)
-        if directory.mode & stat.S_ISGID:
-            return Owner(ctx.uid, directory.gid), stat.S_ISGID
-        return Owner(ctx.uid, ctx.gid), 0
+    def _new_owner(self, ctx: pyfuse3.RequestContext) -> Owner:
+        """Whose a new object is; the filesystem lets it inherit the group of a set-group-ID directory."""
+        return self._show.owner or Owner(ctx.uid, ctx.gid)
 
     # --- attributes -----------------------------------------------------------------------------
 
@@ -268,7 +262,7 @@ class Operations(_Base):  # type: ignore[misc]
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        owner, _ = self._new_owner(parent, ctx)
+        owner = self._new_owner(ctx)
         fh, attr = self.fs.create(parent, name, stat.S_IMODE(mode), owner, _for_page_cache(flags))
         self.files[fh] = attr.ino
         return pyfuse3.FileInfo(fh), self._entry(self._inherit_acl(parent, attr))
@@ -307,9 +301,11 @@ class Operations(_Base):  # type: ignore[misc]
         except Exception as error:
             self.refuse(error)
 
-    @inline_file
-    def flush(self, fh: int) -> None:
-        self.fs.flush(fh)
+    async def flush(self, fh: int) -> None:
+        # ENOSYS once, and the kernel never sends a flush again: one round trip less for each close(2).
+        # It hands us the dirty pages before the close returns all the same, and a write of ours is
+        # complete, or has failed, when it is answered.
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @inline_file
     def release(self, fh: int) -> None:

@@ -52,7 +52,11 @@ class MountOptions:
 
     def for_fuse(self) -> set[str]:
         """The options of libfuse."""
-        options = {"default_permissions", "subtype=cryptfs", *self.flags}
+        options = {"subtype=cryptfs", *self.flags}
+        if self.allow_other or self.owner is not None or os.geteuid() != 0:
+            # Where root alone can enter, no permission would be refused, and the kernel need not
+            # ask for a directory's attributes again after each change in it.
+            options.add("default_permissions")
         # fstab's first field and the mount's source should be the same, where libfuse can carry it.
         plain = self.vault.isascii() and self.vault.isprintable() and not set(self.vault) & set(",\\")
         options.add("fsname=" + (self.vault if plain else "cryptfs"))

@@ -96,7 +96,10 @@ class PassthroughFs:
 
     def give(self, parent: int, name: bytes, owner: Owner) -> None:
         if os.geteuid() == 0:
-            os.chown(self.child(parent, name), owner.uid, owner.gid, follow_symlinks=False)
+            # The directory below has already handed its group down where it is set-group-ID.
+            above = os.stat(self.path(parent))
+            gid = above.st_gid if above.st_mode & stat.S_ISGID else owner.gid
+            os.chown(self.child(parent, name), owner.uid, gid, follow_symlinks=False)
 
     def drop_if_unused(self, node: Node) -> None:
         if node.refs == 0 and node.opens == 0 and node.ino != ROOT:
@@ -210,7 +213,8 @@ class PassthroughFs:
             self.calls["mkdir"] += 1
             os.mkdir(self.child(parent, name))
             self.give(parent, name, owner)
-            os.chmod(self.child(parent, name), mode & 0o7777)
+            inherited = os.stat(self.path(parent)).st_mode & stat.S_ISGID
+            os.chmod(self.child(parent, name), mode & 0o7777 | inherited)
             return self.enter(parent, name)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Attr:
