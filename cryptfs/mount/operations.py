@@ -113,6 +113,7 @@ class Operations(_Base):  # type: ignore[misc]
         self._workers = workers
         self._read_pace = Pace()
         self._write_pace = Pace()
+        self._sync_pace = Pace(assumed=1.0)
         self._show = Presentation(owner)
         self._entry = self._show.entry
         self._logged: set[tuple[str, int]] = set()
@@ -315,7 +316,13 @@ class Operations(_Base):  # type: ignore[misc]
     async def fsync(self, fh: int, datasync: bool) -> None:
         self.requests += 1
         try:
-            await self.in_worker(self.files[fh], None, 0, self.fs.fsync, fh, datasync)
+            ino, pace = self.files[fh], self._sync_pace
+            if ino in self.busy or not pace.is_instant:
+                await self.in_worker(ino, pace, 0, self.fs.fsync, fh, datasync)
+            else:
+                started = perf_counter()
+                self.fs.fsync(fh, datasync)
+                pace.note(perf_counter() - started)
         except Exception as error:
             self.refuse(error)
 

@@ -3,7 +3,7 @@
 The way to a thread and back takes 50 to 100 microseconds, as much as deriving a key and decrypting a
 64 KiB chunk. It pays
 
-* for what may wait for the disk by its nature (fsync): always;
+* for what may wait for the disk by its nature (fsync): always, but where there is no disk (tmpfs);
 * for what lately did wait for the disk (`Pace`): then other callers are served meanwhile;
 * for a large read or write when another request is there already: then two processors work. With one
   caller that waits for each answer it never pays. Measured on 2 processors, files of 526 KB read one
@@ -30,6 +30,7 @@ LARGE = 128 * 1024
 # A request that takes longer than this, and than its bytes cost, was waiting for the disk.
 SLOW_SECONDS = 1e-3
 SECONDS_PER_BYTE = 2e-9
+INSTANT_SECONDS = 100e-6
 
 
 class Pace:
@@ -37,8 +38,8 @@ class Pace:
 
     __slots__ = ("_average",)
 
-    def __init__(self) -> None:
-        self._average = 0.0
+    def __init__(self, assumed: float = 0.0) -> None:
+        self._average = assumed
 
     def note(self, seconds: float, size: int = 0) -> None:
         self._average += (seconds - size * SECONDS_PER_BYTE - self._average) / 8
@@ -46,6 +47,11 @@ class Pace:
     @property
     def is_slow(self) -> bool:
         return self._average > SLOW_SECONDS
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether it takes less time than the way to a thread and back."""
+        return self._average < INSTANT_SECONDS
 
 
 class Workers:
