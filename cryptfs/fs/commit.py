@@ -37,6 +37,8 @@ SETTLE_AT = 4096
 """So many closed, unsynced files are the most that are remembered."""
 JOURNAL_MAX = 16 << 20
 """Bytes of journal after which everything is put in place and synced."""
+JOURNAL_FULL = 64 << 20
+"""Bytes of journal at which whoever writes has to do so at once."""
 OPEN_MAX = 128
 """So many closed files with live journal records are the most that are kept open."""
 
@@ -189,6 +191,11 @@ class Committer:
         self.journal.settle(object_id)
         with self._lock:
             self._live.pop(object_id, None)
+
+    def hold_back(self) -> None:
+        """Empty a journal that grows faster than the background work empties it."""
+        if self.journal.size > JOURNAL_FULL:
+            self.checkpoint_all()
 
     def checkpoint_all(self) -> None:
         """Put everything in place, sync it, and remove the journal's segments."""

@@ -320,6 +320,8 @@ class FileSystem:
             self._part_with(file)
         written = file.write(offset, data)
         self._written_bytes += written
+        # Without a lock held: a writer that outruns the background work does it itself.
+        self._committer.hold_back()
         return written
 
     def _part_with(self, file: File) -> None:

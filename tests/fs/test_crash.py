@@ -247,3 +247,24 @@ def test_a_rename_keeps_what_the_journal_holds(tmp_path: Path) -> None:
     again = open_fs(copy)
     assert get(again, again.lookup(1, b"e").ino, b"index") == b"b" * 5000 + b"c" * 5000
     close_fs(again)
+
+
+def test_the_journal_does_not_outgrow_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cryptfs.fs.commit.JOURNAL_FULL", 3 << 20)
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    fs._committer.stop()  # the background work is too slow to be of any help
+    handle, _ = fs.create(1, b"index", 0o600, ME, os.O_RDWR)
+    data = bytearray(os.urandom(4 << 20))
+    fs.write(handle, 0, data)
+    fs.fsync(handle)
+    largest = 0
+    for at in range(0, len(data) - 500_000, 200_000):
+        piece = os.urandom(500_000)
+        fs.write(handle, at, piece)
+        data[at : at + len(piece)] = piece
+        largest = max(largest, fs.vault.journal.size)
+    assert 1 << 20 < largest < 5 << 20
+    assert bytes(fs.read(handle, 0, len(data))) == data
+    fs.release(handle)
+    close_fs(fs)
+    assert [path.name for path in (tmp_path / "vault" / "journal").iterdir() if path.suffix == ".seg"] == []

@@ -220,7 +220,9 @@ class CryptfsMount:
             problem = problem or AssertionError(f"daemon {pid} outlived its mount")
         if self.log.exists():
             lines = self.log.read_text().splitlines()
-            print("\n".join(line for line in lines if " INFO: " not in line))  # pytest shows it if the test failed
+            print(
+                "\n".join(line for line in lines if " INFO: " not in line)
+            )  # pytest shows it if the test failed
         shutil.rmtree(self.base, ignore_errors=True)
         if problem:
             raise problem
