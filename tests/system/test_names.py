@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.fs.trees import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 
 from .mounts import CryptfsMount, Mount
+from .processes import run
 
 pytestmark = pytest.mark.system
 
@@ -150,6 +152,37 @@ def test_hard_links_share_everything(shared_mount: Mount, folder: Path) -> None:
     second.rename(third)  # two names of one file: nothing happens
     assert second.exists() and third.exists()
     assert errno_of(os.link, folder / "sub", folder / "hard") == errno.EPERM
+
+
+def _replace_by_file(path: Path) -> None:
+    (path.parent / "new").touch()
+    (path.parent / "new").rename(path)
+
+
+def _replace_by_fifo(path: Path) -> None:
+    os.mkfifo(path.parent / "new")
+    (path.parent / "new").rename(path)
+
+
+@pytest.mark.parametrize("take_away", [Path.unlink, _replace_by_file, _replace_by_fifo])
+def test_one_of_two_names_goes(shared_mount: Mount, folder: Path, take_away: Callable[[Path], None]) -> None:
+    """The file goes on under its other name, whichever of the two was looked up last."""
+    for kept_is_last in (False, True):
+        kept, lost = folder / f"kept-{kept_is_last}", folder / "sub" / f"lost-{kept_is_last}"
+        lost.parent.mkdir(exist_ok=True)
+        kept.write_bytes(b"content")
+        os.link(kept, lost)
+        shared_mount.remount()
+        for path in (lost, kept) if kept_is_last else (kept, lost):
+            assert path.stat().st_nlink == 2
+        take_away(lost)
+        assert kept.stat().st_nlink == 1
+        with kept.open("r+b", buffering=0) as file:
+            file.write(b"CONTENT")
+        kept.chmod(0o600)
+        os.truncate(kept, 3)
+        run("sync", "--file-system", folder)
+        assert kept.read_bytes() == b"CON"
 
 
 def test_symbolic_links(shared_mount: Mount, folder: Path) -> None:
