@@ -245,6 +245,7 @@ class Namespace:
             directory.add_long(lname, text, self._vault.modes.file)
             os.link(source.lname, lname, src_dir_fd=above.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
             self._committer.places.entry_changed(node, source.parent)
+            source.seen_at(node, lname)
             file = self._objects.open(source)
             try:
                 file.touch_ctime()
@@ -281,9 +282,7 @@ class Namespace:
             if node is not None:
                 if node.file is not None:
                     node.file.touch_ctime()
-                if node.parent is parent and node.lname == lname:
-                    # Its other names are found again by the next lookup.
-                    node.parent = None
+                node.lost(parent, lname)
             return
         if node is None or node.file is None:
             self._committer.deleted(None, ino)

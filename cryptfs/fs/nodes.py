@@ -26,13 +26,15 @@ def stale() -> OSError:
 class Node:
     """One inode: its place (parent and ciphertext name) and its content while in use."""
 
-    __slots__ = ("dead", "file", "generation", "ino", "is_dir", "lname", "lookups", "mode", "parent")
+    __slots__ = ("dead", "file", "generation", "ino", "is_dir", "lname", "lookups", "mode", "others", "parent")
 
     def __init__(self, ino: int, parent: Node | None, lname: bytes, is_dir: bool) -> None:
         self.ino = ino
         self.parent = parent
         self.lname = lname
         self.is_dir = is_dir
+        self.others: set[tuple[Node, bytes]] | None = None
+        """Further places of a file with several names, as far as somebody looked them up."""
         self.lookups = 0
         self.generation = 0
         self.mode = 0
@@ -40,6 +42,30 @@ class Node:
         self.dead = False
         """The last name is gone; the number may come back as another object."""
         self.file: File | None = None
+
+    def move(self, parent: Node, lname: bytes) -> None:
+        """The name at the node's place was changed to this one."""
+        if self.others is not None:
+            self.others.discard((parent, lname))
+        self.parent, self.lname = parent, lname
+
+    def seen_at(self, parent: Node, lname: bytes) -> None:
+        """The object was found at this place, which may be another than the one known."""
+        if self.parent is parent and self.lname == lname:
+            return
+        if self.parent is not None and not self.is_dir:
+            self.others = self.others or set()
+            self.others.add((self.parent, self.lname))
+        self.move(parent, lname)
+
+    def lost(self, parent: Node, lname: bytes) -> None:
+        """One of several names is gone; the node goes on at another, if one is known."""
+        if self.others is not None:
+            self.others.discard((parent, lname))
+        if self.parent is parent and self.lname == lname:
+            self.parent = None
+            if self.others:
+                self.parent, self.lname = self.others.pop()
 
     def path(self) -> bytes:
         """Ciphertext path relative to `tree/`; ESTALE when the place is not known any more."""
@@ -97,8 +123,7 @@ class NodeTable:
                 fresh.lookups = node.lookups
                 self._nodes[ino] = fresh
             return fresh
-        node.parent = parent
-        node.lname = lname
+        node.seen_at(parent, lname)
         return node
 
     def reference(self, node: Node) -> None:

@@ -181,5 +181,5 @@ class Renamer:
             os.rename(old_l, new_l, src_dir_fd=old.fd, dst_dir_fd=new.fd)
 
     def _moved(self, node: Node, parent: Node, lname: bytes) -> None:
-        node.parent, node.lname = parent, lname
+        node.move(parent, lname)
         self._committer.moved(node)

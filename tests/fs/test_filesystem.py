@@ -114,3 +114,17 @@ def test_a_deleted_inode_takes_the_times_that_the_kernel_writes_back(vault: Path
     with pytest.raises(OSError, match="Stale"):
         fs.getattr(ino)
     close_fs(fs)
+
+
+def test_an_inode_with_several_names_is_found_at_whichever_is_left(vault: Path) -> None:
+    fs = open_fs(vault)
+    ino = put(fs, 1, b"a", b"data")
+    fs.link(ino, 1, b"b")
+    fs.link(ino, 1, b"c")
+    fs.unlink(1, b"a")
+    assert fs.setattr(ino, SetAttr(mtime_ns=7)).mtime_ns == 7
+    fs.unlink(1, b"c")
+    assert fs.setattr(ino, SetAttr(mtime_ns=8)).nlink == 1
+    assert fs.lookup(1, b"b").mtime_ns == 8
+    assert get(fs, 1, b"b") == b"data"
+    close_fs(fs)
