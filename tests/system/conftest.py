@@ -84,4 +84,5 @@ def service_account() -> Iterator[str]:
         ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", name], check=True
     )
     yield name
-    subprocess.run(["userdel", name], check=True)
+    # Another run of the tests on this machine may still have a process of that user; 8 is its word for that.
+    assert subprocess.run(["userdel", name], capture_output=True).returncode in (0, 6, 8)
