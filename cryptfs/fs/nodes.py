@@ -26,7 +26,18 @@ def stale() -> OSError:
 class Node:
     """One inode: its place (parent and ciphertext name) and its content while in use."""
 
-    __slots__ = ("dead", "file", "generation", "ino", "is_dir", "lname", "lookups", "mode", "others", "parent")
+    __slots__ = (
+        "dead",
+        "file",
+        "generation",
+        "ino",
+        "is_dir",
+        "lname",
+        "lookups",
+        "mode",
+        "others",
+        "parent",
+    )
 
     def __init__(self, ino: int, parent: Node | None, lname: bytes, is_dir: bool) -> None:
         self.ino = ino

@@ -114,6 +114,7 @@ class Operations(_Base):  # type: ignore[misc]
         self._read_pace = Pace()
         self._write_pace = Pace()
         self._sync_pace = Pace(assumed=1.0)
+        self._sync_directory_pace = Pace(assumed=1.0)
         self._show = Presentation(owner)
         self._entry = self._show.entry
         self._logged: set[tuple[str, int]] = set()
@@ -131,6 +132,15 @@ class Operations(_Base):  # type: ignore[misc]
                 del busy[ino]
             else:
                 busy[ino] -= 1
+
+    async def _sync(self, ino: int, pace: Pace, call: Body, *args: Any) -> None:  # noqa: ANN401
+        """A sync in a worker thread, or at once where syncs have turned out to be instant."""
+        if ino in self.busy or not pace.is_instant:
+            await self.in_worker(ino, pace, 0, call, *args)
+        else:
+            started = perf_counter()
+            call(*args)
+            pace.note(perf_counter() - started)
 
     def refuse(self, error: Exception) -> NoReturn:
         """Turn any exception of a body into an answer; the mount survives whatever it is."""
@@ -316,13 +326,7 @@ class Operations(_Base):  # type: ignore[misc]
     async def fsync(self, fh: int, datasync: bool) -> None:
         self.requests += 1
         try:
-            ino, pace = self.files[fh], self._sync_pace
-            if ino in self.busy or not pace.is_instant:
-                await self.in_worker(ino, pace, 0, self.fs.fsync, fh, datasync)
-            else:
-                started = perf_counter()
-                self.fs.fsync(fh, datasync)
-                pace.note(perf_counter() - started)
+            await self._sync(self.files[fh], self._sync_pace, self.fs.fsync, fh, datasync)
         except Exception as error:
             self.refuse(error)
 
@@ -376,7 +380,7 @@ class Operations(_Base):  # type: ignore[misc]
         self.requests += 1
         try:
             ino = self.directories[fh]
-            await self.in_worker(ino, None, 0, self.fs.fsyncdir, ino)
+            await self._sync(ino, self._sync_directory_pace, self.fs.fsyncdir, ino)
         except Exception as error:
             self.refuse(error)
 
