@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
 
 SEED = int(os.environ.get("CRYPTFS_TEST_SEED", random.SystemRandom().randrange(2**32)))
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends a run as Ctrl-C does: with every mount, server and namespace taken away."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
