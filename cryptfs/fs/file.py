@@ -69,7 +69,7 @@ class File:
         self.slot = slot
         self.unsynced = not durable
         """Whether something is in place that neither a sync nor the journal made durable."""
-        self.header_changed = size < 0
+        self.header_changed = False
         self._written_slot = slot
         self._chunks = Chunks(fd, header, size)
         self._geometry = self._chunks.geometry

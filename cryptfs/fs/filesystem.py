@@ -185,12 +185,12 @@ class FileSystem:
         self._require_writable()
         with self._lock:
             try:
-                file = self._names.create(parent, name, mode, owner)
+                file, st = self._names.create(parent, name, mode, owner)
             except FileExistsError:
                 if flags & os.O_EXCL:
                     raise
             else:
-                return self._handle(file), self._objects.file_attr(file)
+                return self._handle(file), self._objects.file_attr(file, st)
             # It was there: O_CREAT without O_EXCL opens it.
             attr = self.lookup(parent, name)
             try:

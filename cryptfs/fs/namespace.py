@@ -91,15 +91,20 @@ class Namespace:
             self._committer.phase,
         )  # fmt: skip
 
-    def create(self, parent: int, name: bytes, mode: int, owner: Owner) -> File:
-        """A new regular file in use, with one reference taken; EEXIST if the name is there."""
+    def create(self, parent: int, name: bytes, mode: int, owner: Owner) -> tuple[File, os.stat_result]:
+        """A new regular file in use, with one reference taken; EEXIST if the name is there.
+
+        The status is that of its object file.
+        """
         with self._lock:
             node, directory = self.enter(parent)
             log2 = SMALL_CHUNK_LOG2 if self._small_chunks(name) else DEFAULT_CHUNK_LOG2
             header = self._header(FILE, log2, mode, owner, directory.header)
             return self._make(node, directory, name, header)
 
-    def _make(self, parent: Node, directory: Directory, name: bytes, header: Header) -> File:
+    def _make(
+        self, parent: Node, directory: Directory, name: bytes, header: Header
+    ) -> tuple[File, os.stat_result]:
         """An object file with its header; on disk it is complete but for its content."""
         lname, text = directory.lower_name(name)
         directory.add_long(lname, text, self._vault.modes.file)
@@ -114,18 +119,18 @@ class Namespace:
                 raise
         try:
             pwrite_all(fd, self._vault.codec.pack(header), 0)
-            ino = self._nodes.number(os.fstat(fd).st_ino)
+            st = os.fstat(fd)
         except BaseException:
             os.close(fd)
             os.unlink(lname, dir_fd=directory.fd)
             directory.drop_long(lname)
             raise
-        node = self._nodes.place(ino, parent, lname, False)
+        node = self._nodes.place(self._nodes.number(st.st_ino), parent, lname, False)
         file = File(self._committer, node, fd, header, -1, -1, False)
         node.file = file
         self._nodes.reference(node)
         self._committer.places.entry_changed(parent)
-        return file
+        return file, st
 
     def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Attr:
         if len(target) > SYMLINK_MAX:
@@ -133,7 +138,7 @@ class Namespace:
         with self._lock:
             node, directory = self.enter(parent)
             header = self._header(SYMLINK, SMALL_CHUNK_LOG2, 0o777, owner, directory.header)
-            return self._finish(self._make(node, directory, name, header), target)
+            return self._finish(self._make(node, directory, name, header)[0], target)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Attr:
         with self._lock:
@@ -146,7 +151,7 @@ class Namespace:
             if kind == FILE:
                 log2 = SMALL_CHUNK_LOG2 if self._small_chunks(name) else DEFAULT_CHUNK_LOG2
             header = self._header(kind, log2, mode, owner, directory.header, rdev)
-            return self._finish(self._make(node, directory, name, header), b"")
+            return self._finish(self._make(node, directory, name, header)[0], b"")
 
     def _finish(self, file: File, content: bytes) -> Attr:
         """Write the content of an object that nobody has open, and its attributes."""

@@ -288,7 +288,7 @@ class Operations(_Base):  # type: ignore[misc]
         self.requests += 1
         try:
             ino, pace = self.files[fh], self._read_pace
-            if ino in self.busy or self._workers.suit(size, pace):
+            if ino in self.busy or pace.is_slow:
                 data: Buffer = await self.in_worker(ino, pace, size, self.fs.read, fh, off, size)
             else:
                 started = perf_counter()
@@ -302,7 +302,7 @@ class Operations(_Base):  # type: ignore[misc]
         self.requests += 1
         try:
             ino, pace, size = self.files[fh], self._write_pace, len(buf)
-            if ino in self.busy or self._workers.suit(size, pace):
+            if ino in self.busy or pace.is_slow:
                 written: int = await self.in_worker(ino, pace, size, self.fs.write, fh, off, buf)
             else:
                 started = perf_counter()

@@ -90,10 +90,6 @@ class PollingWait:
         self._fd = -1
         self._next_turn = 0.0
 
-    def another_waits(self) -> bool:
-        """Whether a further request is there already, while one is being answered."""
-        return bool(self._poll.poll(0))
-
     async def __call__(self, fd: int) -> None:
         if fd != self._fd:
             self._watch(fd)

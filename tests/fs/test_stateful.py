@@ -386,6 +386,6 @@ def test_machine_notices(fault: type[PlainTree]) -> None:
         def make_subject(self) -> Tree:
             return fault(scratch("cryptfs-faulty-"))
 
-    settings = machine_settings(100, 60, shrink=False)
+    settings = machine_settings(1000, 60, shrink=False)  # ends with the first that notices
     with pytest.raises(AssertionError, match="plain directory"):
         run_state_machine_as_test(hypothesis.seed(1)(Machine), settings=settings)

@@ -34,9 +34,6 @@ def test_returns_at_once_when_a_request_is_there(pipe: tuple[int, int]) -> None:
         os.write(pipe[1], b"x")
         with trio.fail_after(5):
             await wait(pipe[0])
-        assert wait.another_waits()
-        os.read(pipe[0], 1)
-        assert not wait.another_waits()
 
     trio.run(main)
 

@@ -14,8 +14,10 @@ import trio
 
 from cryptfs.mount.operations import Operations
 from cryptfs.mount.poll import SessionTrio
-from cryptfs.mount.workers import LARGE, SLOW_SECONDS, Pace, Workers
+from cryptfs.mount.workers import SLOW_SECONDS, Pace, Workers
 from tests.mount.passthrough_fs import ROOT, PassthroughFs
+
+SIZE = 1 << 20
 
 
 class Watching(PassthroughFs):
@@ -44,11 +46,10 @@ class Watching(PassthroughFs):
 
 
 class Setup:
-    def __init__(self, folder: Path, another_waits: bool = False) -> None:
-        (folder / "file").write_bytes(os.urandom(2 * LARGE))
+    def __init__(self, folder: Path) -> None:
+        (folder / "file").write_bytes(os.urandom(2 * SIZE))
         self.fs = Watching(str(folder))
         session = SessionTrio(may_spin=False)
-        session.wait.another_waits = lambda: another_waits  # type: ignore[method-assign]
         self.operations = cast(Any, Operations(self.fs, Workers(session)))
         self.context = cast(Any, None)
 
@@ -70,18 +71,22 @@ def test_a_lone_request_is_served_in_the_loop_whatever_its_size(tmp_path: Path) 
     async def main() -> None:
         setup = Setup(tmp_path)
         _, fh = await setup.open()
-        assert len(await setup.operations.read(fh, 0, LARGE)) == LARGE
+        assert len(await setup.operations.read(fh, 0, SIZE)) == SIZE
         assert setup.fs.threads == ["read in loop"]
 
     run(main)
 
 
-def test_large_requests_go_to_threads_when_another_waits(tmp_path: Path) -> None:
+def test_a_request_goes_to_a_thread_while_its_kind_waits_for_the_disk(tmp_path: Path) -> None:
     async def main() -> None:
-        setup = Setup(tmp_path, another_waits=True)
+        setup = Setup(tmp_path)
         _, fh = await setup.open()
-        await setup.operations.read(fh, 0, LARGE)
-        await setup.operations.read(fh, 0, LARGE - 1)
+        for _ in range(20):
+            setup.operations._read_pace.note(5 * SLOW_SECONDS)
+        await setup.operations.read(fh, 0, 1)
+        for _ in range(40):
+            setup.operations._read_pace.note(0.0)
+        await setup.operations.read(fh, 0, 1)
         assert setup.fs.threads == ["read in worker", "read in loop"]
 
     run(main)
