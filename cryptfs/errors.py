@@ -15,7 +15,7 @@ class CryptfsError(Exception):
 
 
 class UsageError(CryptfsError):
-    """The command line is wrong."""
+    """The command line, or something typed at a prompt, is malformed."""
 
     exit_code = 2
 
