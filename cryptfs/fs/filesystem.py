@@ -20,7 +20,7 @@ from typing import Any
 from cryptfs.errors import IntegrityError
 from cryptfs.fs.chunks import Buffer
 from cryptfs.fs.commit import Committer
-from cryptfs.fs.directory import Directory, DirectoryCache, eio
+from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.file import File
 from cryptfs.fs.namespace import Namespace, error
 from cryptfs.fs.nodes import Node, NodeTable
@@ -29,15 +29,11 @@ from cryptfs.fs.options import FsOptions, SmallChunks
 from cryptfs.fs.recovery import overlays, recover
 from cryptfs.fs.renaming import Renamer
 from cryptfs.fs.types import Attr, Owner, SetAttr, StatFs
-from cryptfs.vault.header import FLAG_XATTR, Header
+from cryptfs.fs.xattrs import ExtendedAttributes
 from cryptfs.vault.names import NAME_MAX, NameInvalid
 from cryptfs.vault.vault import Vault
 
 log = logging.getLogger(__name__)
-
-XATTR_CREATE, XATTR_REPLACE = 1, 2
-XATTR_VALUE_MAX = 65536
-XATTR_TOTAL_MAX = 1 << 20
 
 
 class _Listing:
@@ -86,6 +82,7 @@ class FileSystem:
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer,
             SmallChunks(self.options.small_chunk_patterns),
         )  # fmt: skip
+        self._xattrs = ExtendedAttributes(vault.xattrs, self._objects, self._directories, self.options.xattrs)
         self._renamer = Renamer(
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer, self._names
         )
@@ -160,7 +157,7 @@ class FileSystem:
             header.mode = header.mode if change.mode is None else change.mode & 0o7777
             header.uid = header.uid if change.uid is None else change.uid
             header.gid = header.gid if change.gid is None else change.gid
-            self._write_directory(node, directory, header)
+            self._objects.write_directory(node, directory, header)
         st = os.fstat(directory.fd)
         if change.atime_ns is not None or change.mtime_ns is not None:
             times = (
@@ -170,14 +167,6 @@ class FileSystem:
             os.utime(directory.fd, ns=times)
             st = os.fstat(directory.fd)
         return self._objects.directory_attr(node, directory.header, st)
-
-    def _write_directory(self, node: Node, directory: Directory, header: Header) -> None:
-        header.generation += 1
-        header.epoch = self.vault.codec.current_epoch
-        directory.slot = self._directories.write_header(directory.fd, header, directory.slot)
-        directory.header = header
-        above = self._directories.get(node.parent).header.object_id if node.parent else bytes(16)
-        self._committer.places.header_written(node.ino, self.vault.codec.pack(header), above)
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -381,58 +370,23 @@ class FileSystem:
 
     # -- extended attributes ------------------------------------------------------------------------
 
-    def _attributes(self, node: Node) -> tuple[Header, dict[bytes, bytes]]:
-        if not self.options.xattrs:
-            raise error(errno.ENOTSUP)
-        header = self._directories.get(node).header if node.is_dir else self._objects.open(node).header
-        if not header.flags & FLAG_XATTR:
-            return header, {}
-        try:
-            return header, self.vault.xattrs.load(header.object_id, header.key)
-        except IntegrityError:
-            log.error("object %s: its extended attributes are damaged", header.object_id.hex())
-            raise eio() from None
-
     def getxattr(self, ino: int, name: bytes) -> bytes:
         with self._lock, self._using(ino) as node:
-            try:
-                return self._attributes(node)[1][name]
-            except KeyError:
-                raise error(errno.ENODATA) from None
+            return self._xattrs.get(node, name)
 
     def listxattr(self, ino: int) -> list[bytes]:
         with self._lock, self._using(ino) as node:
-            return list(self._attributes(node)[1])
+            return self._xattrs.names(node)
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         self._require_writable()
-        if len(value) > XATTR_VALUE_MAX:
-            raise error(errno.E2BIG)
         with self._lock, self._using(ino) as node:
-            header, attributes = self._attributes(node)
-            if flags & XATTR_CREATE and name in attributes:
-                raise error(errno.EEXIST)
-            if flags & XATTR_REPLACE and name not in attributes:
-                raise error(errno.ENODATA)
-            attributes[name] = value
-            if sum(len(key) + len(data) for key, data in attributes.items()) > XATTR_TOTAL_MAX:
-                raise error(errno.ENOSPC)
-            # The attributes are there before the header says so: a power cut in between shows none.
-            self.vault.xattrs.save(header.object_id, header.key, attributes)
-            if not header.flags & FLAG_XATTR:
-                self._flag_xattrs(node, True)
+            self._xattrs.set(node, name, value, flags)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         self._require_writable()
         with self._lock, self._using(ino) as node:
-            header, attributes = self._attributes(node)
-            if attributes.pop(name, None) is None:
-                raise error(errno.ENODATA)
-            if attributes:
-                self.vault.xattrs.save(header.object_id, header.key, attributes)
-            else:
-                self._flag_xattrs(node, False)
-                self.vault.xattrs.remove(header.object_id)
+            self._xattrs.remove(node, name)
 
     @contextmanager
     def _using(self, ino: int) -> Iterator[Node]:
@@ -448,17 +402,6 @@ class FileSystem:
             yield node
         finally:
             self._put(file)
-
-    def _flag_xattrs(self, node: Node, on: bool) -> None:
-        if node.is_dir:
-            directory = self._directories.get(node)
-            header = directory.header.copy()
-            header.flags = header.flags | FLAG_XATTR if on else header.flags & ~FLAG_XATTR
-            self._write_directory(node, directory, header)
-        else:
-            file = self._objects.open(node)
-            file.header.flags = file.header.flags | FLAG_XATTR if on else file.header.flags & ~FLAG_XATTR
-            file.touch_ctime()
 
     # -- the whole ------------------------------------------------------------------------------------
 

@@ -171,6 +171,15 @@ class Objects:
             st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns, node.generation,
         )  # fmt: skip
 
+    def write_directory(self, node: Node, directory: Directory, header: Header) -> None:
+        """Give a directory a changed header, and its copy as well."""
+        header.generation += 1
+        header.epoch = self._vault.codec.current_epoch
+        directory.slot = self._directories.write_header(directory.fd, header, directory.slot)
+        directory.header = header
+        above = self._directories.get(node.parent).header.object_id if node.parent else bytes(16)
+        self._committer.places.header_written(node.ino, self._vault.codec.pack(header), above)
+
     def file_attr(self, file: File, st: os.stat_result | None = None) -> Attr:
         """The attributes of a file in use: what it will be, not what is on disk."""
         st = st or os.fstat(file.fd)

@@ -58,14 +58,6 @@ class XattrStore:
         finally:
             os.close(directory)
 
-    def remove(self, object_id: bytes) -> None:
-        """Forget an object's attributes; nothing happens if it has none."""
-        folder, name = self._place(object_id)
-        try:
-            os.unlink(f"{folder}/{name}")
-        except FileNotFoundError:
-            pass
-
 
 def _key(object_key: bytes) -> bytes:
     return expand(object_key, "cryptfs v1 xattr", 32)
