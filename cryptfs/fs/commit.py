@@ -71,6 +71,7 @@ class Committer:
         self.paths = threading.Lock()
         """Held while a path is put into the journal, and while a rename changes paths."""
         self._lock = threading.Lock()
+        self._checkpointing = threading.Lock()
         self._pending: dict[bytes, File] = {}
         self._live: dict[bytes, File] = {}
         self._unsettled: dict[int, Unsettled] = {}
@@ -161,14 +162,27 @@ class Committer:
         self.places.sync(file.node.parent)
 
     def _sync_in_place(self, file: File) -> None:
-        file.sync_in_place()
-        object_id = file.header.object_id
-        if self.journal.live(object_id) and not file.has_pending():
-            # Something in place is newer than what recovery would write over it.
-            self.journal.settle(object_id)
+        """Sync a file in place; what is in place is newer than what recovery would write over it."""
+        journaled = self.journal.live(file.header.object_id)
+        while not self._settle_file(file):
+            # Somebody wrote to it meanwhile, behind what must not be applied any more: once again.
+            self.commit()
+        if journaled:
             self.journal.sync()
-            with self._lock:
-                self._live.pop(object_id, None)
+
+    def _settle_file(self, file: File) -> bool:
+        """Sync a file in place, and void its journal records unless one was added meanwhile."""
+        object_id = file.header.object_id
+        at = file.sync_in_place()
+        with file.lock:
+            if self.journal.live(object_id):
+                # A `settled` behind a record that is not durable in place would lose it.
+                if at is None or at != file.journaled_at:
+                    return False
+                self.journal.settle(object_id)
+                with self._lock:
+                    self._live.pop(object_id, None)
+            return True
 
     def make_durable(self, file: File) -> None:
         """The content, not yet the name."""
@@ -182,15 +196,8 @@ class Committer:
         """Put a file's journal records in place and sync it, so that recovery has nothing to do for it."""
         file.flush()
         self.commit()
-        object_id = file.header.object_id
-        if not self.journal.live(object_id):
-            return
-        file.sync_in_place()
-        if file.has_pending():
-            return  # written to meanwhile: another time
-        self.journal.settle(object_id)
-        with self._lock:
-            self._live.pop(object_id, None)
+        if self.journal.live(file.header.object_id):
+            self._settle_file(file)
 
     def hold_back(self) -> None:
         """Empty a journal that grows faster than the background work empties it."""
@@ -198,7 +205,14 @@ class Committer:
             self.checkpoint_all()
 
     def checkpoint_all(self) -> None:
-        """Put everything in place, sync it, and remove the journal's segments."""
+        """Put everything in place, sync it, and remove the journal's segments.
+
+        One caller at a time: a file that one of them is done with is closed.
+        """
+        with self._checkpointing:
+            self._checkpoint_all()
+
+    def _checkpoint_all(self) -> None:
         with self._lock:
             files = list(self._live.values())
         for file in files:

@@ -78,7 +78,8 @@ class File:
         """The last chunk, already written: the next write will most likely go on there."""
         self._cut: int | None = None
         """Where the object file must be cut before the next dirty chunk is written."""
-        self._pending_at = 0
+        self.journaled_at = 0
+        """The position of this file's newest record in the journal."""
         self._changes = 0
 
     # -- reading ---------------------------------------------------------------------
@@ -351,7 +352,7 @@ class File:
         ]
         with self.committer.paths:
             record = Record(self.header.object_id, self.node.path(), extents, AREA_SIZE)
-            self.committer.journal.append(record)
+            self.journaled_at = self.committer.journal.append(record)
         self.committer.journal.sync()
         record.apply(self.fd)
         self._chunks.forget_pending()
@@ -392,7 +393,7 @@ class File:
             extents.append((SLOT_OFFSETS[header[0]], header[1]))
         with self.committer.paths:
             record = Record(self.header.object_id, self.node.path(), extents, self._cut)
-            self._pending_at = self.committer.journal.append(record)
+            self.journaled_at = self.committer.journal.append(record)
         chunks = self._chunks
         chunks.pending.update(sealed)
         if self._cut is not None:
@@ -465,7 +466,7 @@ class File:
     def apply(self) -> None:
         """Put in place what the journal holds durably. The committer calls it after a sync."""
         with self.lock:
-            if self.has_pending() and self._pending_at <= self.committer.journal.synced:
+            if self.has_pending() and self.journaled_at <= self.committer.journal.synced:
                 self._apply()
 
     def _apply(self) -> None:
@@ -498,12 +499,15 @@ class File:
         """Whether the journal holds something that is not in place."""
         return self._chunks.has_pending
 
-    def sync_in_place(self) -> None:
+    def sync_in_place(self) -> int | None:
         """Make what is in place durable: one fsync. From the call on, changes go through the journal.
 
-        An error is the caller's: the file counts as unsynced until a later call succeeds.
+        Returns the position of the newest journal record, all of which is durable in place now, or None
+        if some of it was not in place. An error is the caller's: the file counts as unsynced until a
+        later call succeeds.
         """
         with self.lock:
+            at = None if self.has_pending() else self.journaled_at
             slot = self._written_slot
             self.durable = True
             self.unsynced = False
@@ -515,6 +519,7 @@ class File:
             raise
         with self.lock:
             self.slot = slot
+        return at
 
     def carry(self, headers: list[bytes]) -> None:
         """Write directories' headers into the header area of a new file, to be synced with it.

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from cryptfs.fs import FileSystem
+from cryptfs.fs.recovery import overlays
 from cryptfs.fs.types import SetAttr
 from tests.fs.support import ME, close_fs, get, make_vault, open_fs, put
 
@@ -268,3 +270,60 @@ def test_the_journal_does_not_outgrow_its_limit(tmp_path: Path, monkeypatch: pyt
     fs.release(handle)
     close_fs(fs)
     assert [path.name for path in (tmp_path / "vault" / "journal").iterdir() if path.suffix == ".seg"] == []
+
+
+def test_checkpoints_at_the_same_time_do_not_close_each_others_files(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def checkpoint() -> None:
+        try:
+            while not done.is_set():
+                fs._committer.checkpoint_all()
+        except BaseException as error:
+            failed.append(error)
+
+    inos = [put(fs, 1, b"index-%d" % number, b"a" * 10_000) for number in range(8)]
+    fs.sync()
+    threads = [threading.Thread(target=checkpoint) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(1200):
+        handle = fs.open(inos[number % 8], os.O_RDWR)
+        fs.write(handle, number, b"b")
+        fs.release(handle)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    for number in range(8):
+        assert get(fs, 1, b"index-%d" % number).count(b"b") == 150
+    close_fs(fs)
+
+
+def test_a_write_during_a_checkpoint_is_not_declared_settled(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    fs._committer.stop()
+    handle, _ = fs.create(1, b"index", 0o600, ME, os.O_RDWR)
+    fs.write(handle, 0, b"a" * 10_000)
+    fs.fsync(handle)
+    fs.write(handle, 0, b"b" * 10)
+    (file,) = fs._files()
+    sync = file.sync_in_place
+
+    def sync_and_write() -> int | None:
+        at = sync()
+        file.sync_in_place = sync  # type: ignore[method-assign]
+        fs.write(handle, 20, b"c" * 10)
+        fs._committer.commit()
+        return at
+
+    file.sync_in_place = sync_and_write  # type: ignore[method-assign]
+    fs._committer.checkpoint(file)
+    # What recovery would find: the write that came in between must still be there.
+    held = [extent for record in overlays(fs.vault)[file.header.object_id] for extent in record.extents]
+    assert held
+    fs.fsync(handle)
+    fs.release(handle)
+    close_fs(fs)
