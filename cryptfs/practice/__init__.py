@@ -1,0 +1,1 @@
+"""What an imaging practice keeps: DICOM files and whose they are. Knows neither chunks nor FUSE."""
