@@ -17,6 +17,7 @@ from typing import NamedTuple
 from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.nodes import Node
 from cryptfs.vault.dirlog import CARRIED_MAX
+from cryptfs.vault.diskio import file_system_type
 from cryptfs.vault.vault import Vault
 
 ORDERED_TYPES = frozenset({"ext3", "ext4", "xfs"})
@@ -145,18 +146,3 @@ class Places:
     def crowded(self, limit: int) -> bool:
         """Whether more than `limit` directories are remembered."""
         return len(self._headers) > limit or len(self._dirty) > limit
-
-
-def file_system_type(fd: int) -> str:
-    """The type of the file system that `fd` is on, as in /proc/mounts; empty if unknown."""
-    device = os.fstat(fd).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                fields, _, rest = line.partition(" - ")
-                if fields.split()[2] == wanted:
-                    return rest.split()[0]
-    except (OSError, IndexError):
-        pass
-    return ""
