@@ -336,8 +336,8 @@ def test_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert place.base() == tmp_path / "cryptfs"
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    monkeypatch.setenv("HOME", "/home/x")
-    assert place.base() == Path("/home/x/.local/state/cryptfs")
+    monkeypatch.setenv("HOME", "/nobody")
+    assert place.base() == Path("/nobody/.local/state/cryptfs")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert place.base() == Path("/var/lib/cryptfs")
     monkeypatch.setenv(place.OVERRIDE, str(tmp_path / "o"))
