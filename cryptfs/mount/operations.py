@@ -28,7 +28,7 @@ from cryptfs.fs.types import Attr, Owner
 from cryptfs.mount import acl
 from cryptfs.mount.attributes import Presentation, absent, statvfs
 from cryptfs.mount.backend import Buffer, Filesystem
-from cryptfs.mount.workers import Pace, Workers
+from cryptfs.mount.workers import Pace, Syncs, Workers
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +113,8 @@ class Operations(_Base):  # type: ignore[misc]
         self._workers = workers
         self._read_pace = Pace()
         self._write_pace = Pace()
-        self._sync_pace = Pace(assumed=1.0)
-        self._sync_directory_pace = Pace(assumed=1.0)
+        self._syncs = Syncs()
+        self._directory_syncs = Syncs()
         self._show = Presentation(owner)
         self._entry = self._show.entry
         self._logged: set[tuple[str, int]] = set()
@@ -133,14 +133,14 @@ class Operations(_Base):  # type: ignore[misc]
             else:
                 busy[ino] -= 1
 
-    async def _sync(self, ino: int, pace: Pace, call: Body, *args: Any) -> None:  # noqa: ANN401
-        """A sync in a worker thread, or at once where syncs have turned out to be instant."""
-        if ino in self.busy or not pace.is_instant:
-            await self.in_worker(ino, pace, 0, call, *args)
+    async def _sync(self, ino: int, syncs: Syncs, call: Body, *args: Any) -> None:  # noqa: ANN401
+        """A sync in a worker thread, or at once where that keeps nobody waiting."""
+        if ino in self.busy or not syncs.may_stay():
+            await self.in_worker(ino, syncs, 0, call, *args)
         else:
             started = perf_counter()
             call(*args)
-            pace.note(perf_counter() - started)
+            syncs.stayed(perf_counter() - started, somebody_waits=self._workers.somebody_waits())
 
     def refuse(self, error: Exception) -> NoReturn:
         """Turn any exception of a body into an answer; the mount survives whatever it is."""
@@ -326,7 +326,7 @@ class Operations(_Base):  # type: ignore[misc]
     async def fsync(self, fh: int, datasync: bool) -> None:
         self.requests += 1
         try:
-            await self._sync(self.files[fh], self._sync_pace, self.fs.fsync, fh, datasync)
+            await self._sync(self.files[fh], self._syncs, self.fs.fsync, fh, datasync)
         except Exception as error:
             self.refuse(error)
 
@@ -380,7 +380,7 @@ class Operations(_Base):  # type: ignore[misc]
         self.requests += 1
         try:
             ino = self.directories[fh]
-            await self._sync(ino, self._sync_directory_pace, self.fs.fsyncdir, ino)
+            await self._sync(ino, self._directory_syncs, self.fs.fsyncdir, ino)
         except Exception as error:
             self.refuse(error)
 

@@ -128,6 +128,10 @@ class PollingWait:
             self._score += 2
         return self._poll.poll(0)
 
+    def somebody_waits(self) -> bool:
+        """Whether a request is there, unread."""
+        return self._fd >= 0 and bool(self._poll.poll(0))
+
     def _watch(self, fd: int) -> None:
         if self._fd >= 0:
             self._poll.unregister(self._fd)
@@ -182,6 +186,7 @@ class SessionTrio:
         self.baton = Baton()
         self.wait = PollingWait(self.baton, may_spin=may_spin)
         self.lowlevel = _Lowlevel(self.wait)
+        self.somebody_waits = self.wait.somebody_waits
 
     def Lock(self) -> Baton:
         return self.baton

@@ -17,7 +17,6 @@ READ_AHEAD_KB = 1024
 MAX_RATIO_PERCENT = 20
 # Glibc's limit for blocks from its heap.
 KEEP_FREED_BYTES = 32 << 20
-MALLOC_KEEP = 32 << 20
 
 
 def process() -> None:
@@ -28,11 +27,9 @@ def process() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    # Memory given back to the system after each request costs a page fault per page at the next one.
-    libc.keep_freed_memory(KEEP_FREED_BYTES)
     # Buffers of a request's size stay with the process: given back to the kernel each time, they cost a
     # page fault per 4 KiB again, more than the encryption.
-    libc.keep_freed_memory(MALLOC_KEEP)
+    libc.keep_freed_memory(KEEP_FREED_BYTES)
     # The kernel throttles writers when much is dirty. This process must not be throttled: it is the one
     # that gets the pages clean. Needs CAP_SYS_RESOURCE.
     with contextlib.suppress(OSError):

@@ -3,7 +3,8 @@
 The way to a thread and back takes 50 to 100 microseconds, as much as deriving a key and decrypting a
 64 KiB chunk. It pays
 
-* for what may wait for the disk by its nature (fsync): always, but where there is no disk (tmpfs);
+* for what waits for the disk by its nature (fsync), unless that takes no time (tmpfs) or nobody else is
+  there to be served meanwhile (`Syncs`);
 * for what lately did wait for the disk (`Pace`): then other callers are served meanwhile;
 
 It does not pay for large requests as such, though encryption and system calls run without the interpreter's
@@ -31,6 +32,10 @@ MAX_THREADS = 24
 SLOW_SECONDS = 1e-3
 SECONDS_PER_BYTE = 2e-9
 INSTANT_SECONDS = 100e-6
+# What a caller may have to wait at most because the event loop itself syncs for another one.
+BRIEF_SECONDS = 3e-3
+# So many syncs go to threads after one in the event loop that kept another request waiting.
+COMPANY = 64
 
 
 class Pace:
@@ -54,6 +59,37 @@ class Pace:
         return self._average < INSTANT_SECONDS
 
 
+class Syncs(Pace):
+    """How long syncs take, and whether anybody else would have to wait for one in the event loop.
+
+    A program that syncs after each image or transaction is mostly alone with its mount, and the way to
+    a thread and back costs it as much as the sync on a fast disk. So syncs stay in the event loop while
+    they are brief, until one of them ends with another request waiting.
+    """
+
+    __slots__ = ("_company",)
+
+    def __init__(self) -> None:
+        # Nothing is known yet: the first ones go to threads and are measured there.
+        super().__init__(assumed=2 * BRIEF_SECONDS)
+        self._company = 0
+
+    def may_stay(self) -> bool:
+        """Whether the next sync should be done in the event loop."""
+        if self.is_instant:
+            return True
+        if self._company:
+            self._company -= 1
+            return False
+        return self._average < BRIEF_SECONDS
+
+    def stayed(self, seconds: float, *, somebody_waits: bool) -> None:
+        """One was done in the event loop, after which another request was waiting, or none."""
+        self.note(seconds)
+        if somebody_waits and not self.is_instant:
+            self._company = COMPANY
+
+
 class Workers:
     """Worker threads for blocking filesystem calls.
 
@@ -61,6 +97,7 @@ class Workers:
     """
 
     def __init__(self, session: SessionTrio) -> None:
+        self.somebody_waits = session.somebody_waits
         self._baton = session.baton
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
 

@@ -14,7 +14,7 @@ import trio
 
 from cryptfs.mount.operations import Operations
 from cryptfs.mount.poll import SessionTrio
-from cryptfs.mount.workers import SLOW_SECONDS, Pace, Workers
+from cryptfs.mount.workers import BRIEF_SECONDS, COMPANY, SLOW_SECONDS, Pace, Syncs, Workers
 from tests.mount.passthrough_fs import ROOT, PassthroughFs
 
 SIZE = 1 << 20
@@ -171,3 +171,35 @@ def test_an_unexpected_exception_is_eio_and_one_line_without_its_text(
     assert len(caplog.records) == 1
     assert "ValueError" in caplog.text and "getattr" in caplog.text
     assert "Muster" not in caplog.text
+
+
+def test_brief_syncs_stay_in_the_loop_until_somebody_waits(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        setup.fs.go_on.set()
+        _, fh = await setup.open()
+        await setup.operations.fsync(fh, False)
+        syncs = setup.operations._syncs
+        for _ in range(100):
+            syncs.note(BRIEF_SECONDS / 2)
+        await setup.operations.fsync(fh, False)
+        setup.operations._workers.somebody_waits = lambda: True
+        await setup.operations.fsync(fh, False)
+        for _ in range(100):
+            syncs.note(BRIEF_SECONDS / 2)
+        await setup.operations.fsync(fh, False)
+        assert setup.fs.threads == ["fsync in worker", "fsync in loop", "fsync in loop", "fsync in worker"]
+
+    run(main)
+
+
+def test_company_is_forgotten_and_long_syncs_never_stay() -> None:
+    syncs = Syncs()
+    assert not syncs.may_stay()
+    for _ in range(100):
+        syncs.note(BRIEF_SECONDS / 2)
+    syncs.stayed(BRIEF_SECONDS / 2, somebody_waits=True)
+    assert [syncs.may_stay() for _ in range(COMPANY + 1)] == [False] * COMPANY + [True]
+    for _ in range(100):
+        syncs.note(2 * BRIEF_SECONDS)
+    assert not syncs.may_stay()
