@@ -153,3 +153,43 @@ def test_long_paths(journal: Journal, tmp_path: Path, codec: HeaderCodec, length
     path = b"p" * length
     journal.append(Record(ONE, path, [(0, b"data")], 10))
     assert pending_records(str(tmp_path), codec) == [Record(ONE, path, [(0, b"data")], 10)]
+
+
+def test_zeros_are_written_ahead_of_small_appends_that_are_synced(
+    journal: Journal, tmp_path: Path, codec: HeaderCodec
+) -> None:
+    journal.append(record(ONE, b"0"))
+    journal.sync()
+    (segment,) = tmp_path.glob("*.seg")
+    assert segment.stat().st_size == journal.size
+    journal.append(record(ONE, b"1"))
+    length = segment.stat().st_size
+    assert length > journal.size
+    for text in (b"2", b"3"):
+        journal.append(record(ONE, text))
+        journal.sync()
+    assert segment.stat().st_size == length, "a sync of what overwrites zeros changes no length"
+    assert texts(tmp_path, codec) == [b"0", b"1", b"2", b"3"]
+    large = bytes(1 << 20)
+    for _ in range(2):
+        journal.append(record(ONE, large))
+        journal.sync()
+    assert segment.stat().st_size == journal.size, "no zeros while much is written between two syncs"
+    assert texts(tmp_path, codec) == [b"0", b"1", b"2", b"3", large, large]
+
+
+def test_a_disk_without_room_for_the_zeros_has_room_for_the_record(
+    journal: Journal, tmp_path: Path, codec: HeaderCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.append(record(ONE, b"0"))
+    journal.sync()
+
+    def full(fd: int, data: bytes, offset: int) -> None:
+        if not any(data):
+            raise OSError(errno.ENOSPC, "full")
+        os.pwrite(fd, data, offset)
+
+    monkeypatch.setattr(module, "pwrite_all", full)
+    journal.append(record(ONE, b"1"))
+    journal.sync()
+    assert texts(tmp_path, codec) == [b"0", b"1"]
