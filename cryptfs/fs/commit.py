@@ -77,8 +77,10 @@ class Committer:
         self._unsettled: dict[int, Unsettled] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.on_idle_file: Callable[[File], None] = lambda file: None
-        """Called, without locks, for a file that the committer no longer needs open."""
+        self.hold: Callable[[File], bool] = lambda file: True
+        """Keeps a file open until `let_go`, so that its descriptor is its own; False if it is closed."""
+        self.let_go: Callable[[File], None] = lambda file: None
+        """Called, without locks, for a file that was held: it is closed if nobody needs it any more."""
         self.open_files: Callable[[], list[File]] = list
         """All files in use."""
 
@@ -205,10 +207,7 @@ class Committer:
             self.checkpoint_all()
 
     def checkpoint_all(self) -> None:
-        """Put everything in place, sync it, and remove the journal's segments.
-
-        One caller at a time: a file that one of them is done with is closed.
-        """
+        """Put everything in place, sync it, and remove the journal's segments; one caller at a time."""
         with self._checkpointing:
             self._checkpoint_all()
 
@@ -216,8 +215,11 @@ class Committer:
         with self._lock:
             files = list(self._live.values())
         for file in files:
-            self.checkpoint(file)
-            self.on_idle_file(file)
+            if self.hold(file):
+                try:
+                    self.checkpoint(file)
+                finally:
+                    self.let_go(file)
         if self.journal.deletions:
             syncfs(self._vault.tree_fd)
         if not self.journal.any_live():

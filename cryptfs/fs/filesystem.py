@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,7 +75,7 @@ class FileSystem:
         self._nodes = NodeTable(os.fstat(vault.tree_fd).st_ino)
         pending = overlays(vault) if vault.read_only else recover(vault)
         self._committer = Committer(vault, self._directories, self._lock)
-        self._committer.on_idle_file = self._idle
+        self._committer.hold, self._committer.let_go = self._hold, self._let_go
         self._committer.open_files = self._files
         self._objects = Objects(vault, self._nodes, self._directories, self._committer, pending)
         self._names = Namespace(
@@ -342,8 +342,18 @@ class FileSystem:
                 file.handles -= 1
                 self._objects.drop(file)
 
-    def _idle(self, file: File) -> None:
+    def _hold(self, file: File) -> bool:
+        """Use a file that may be closed by somebody else at any time; False if it is."""
         with self._lock:
+            if file.node.file is not file:
+                return False
+            file.handles += 1
+            return True
+
+    def _let_go(self, file: File) -> None:
+        """Give back what `_hold` took: nothing is left to be written."""
+        with self._lock:
+            file.handles -= 1
             self._objects.drop(file)
 
     def fsyncdir(self, ino: int) -> None:
@@ -416,12 +426,20 @@ class FileSystem:
         """Make everything durable that was written so far."""
         if self.vault.read_only:
             return
-        for file in self._files():
-            file.flush()
+        self._for_each_file(lambda file: file.flush())
         self._committer.sync_all()
+        self._for_each_file(
+            lambda file: self._committer.make_durable(file) if file.unsynced and not file.unlinked else None
+        )
+
+    def _for_each_file(self, do: Callable[[File], None]) -> None:
+        """For every file in use, while others may close it."""
         for file in self._files():
-            if file.unsynced and not file.unlinked:
-                self._committer.make_durable(file)
+            if self._hold(file):
+                try:
+                    do(file)
+                finally:
+                    self._let_go(file)
 
     def _files(self) -> list[File]:
         with self._lock:
