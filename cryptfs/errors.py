@@ -86,6 +86,18 @@ class SlotRefused(CryptfsError):
     exit_code = 20
 
 
+class TpmUnavailable(CryptfsError):
+    """There is no TPM here, it may not be used, or the software for it is missing."""
+
+    exit_code = 21
+
+
+class TpmRefused(CryptfsError):
+    """The TPM does not release the key: other software was booted, it is locked, or it is another TPM."""
+
+    exit_code = 22
+
+
 class Interrupted(CryptfsError):
     """Stopped by the user; nothing was left half done."""
 

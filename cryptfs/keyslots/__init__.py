@@ -4,8 +4,9 @@ from cryptfs.keyslots.keyfile import KeyFile
 from cryptfs.keyslots.passphrase import Passphrase
 from cryptfs.keyslots.recovery import RecoveryKey
 from cryptfs.keyslots.secret import Secret
+from cryptfs.keyslots.tpm2 import Tpm2
 
 # Slot types that a person can type: a vault keeps at least one of them.
 TYPEABLE = frozenset({Passphrase.type, RecoveryKey.type})
 
-__all__ = ["TYPEABLE", "KeyFile", "Passphrase", "RecoveryKey", "Secret"]
+__all__ = ["TYPEABLE", "KeyFile", "Passphrase", "RecoveryKey", "Secret", "Tpm2"]

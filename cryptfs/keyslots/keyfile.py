@@ -26,7 +26,7 @@ class KeyFile:
     def new_kdf(self) -> Kdf:
         return HkdfSha256.new()
 
-    def new_extra(self) -> dict[str, Any]:
+    def new_extra(self, kdf: Kdf) -> dict[str, Any]:
         return {}
 
     def slot_key(self, kdf: Kdf, extra: Mapping[str, Any]) -> bytes:

@@ -36,7 +36,7 @@ class Passphrase:
         self._cost = self._cost or calibrate()
         return self._cost.fresh()
 
-    def new_extra(self) -> dict[str, Any]:
+    def new_extra(self, kdf: Kdf) -> dict[str, Any]:
         return {}
 
     def slot_key(self, kdf: Kdf, extra: Mapping[str, Any]) -> bytes:

@@ -22,8 +22,8 @@ class Secret(Protocol):
     def new_kdf(self) -> Kdf:
         """Parameters with a new salt, for a new slot. May take a second to measure the machine."""
 
-    def new_extra(self) -> dict[str, Any]:
-        """What a new slot must hold in the clear, beside its KDF (`extra`)."""
+    def new_extra(self, kdf: Kdf) -> dict[str, Any]:
+        """What a new slot must hold in the clear beside this KDF (`extra`)."""
 
     def slot_key(self, kdf: Kdf, extra: Mapping[str, Any]) -> bytes:
         """The 32-byte slot key of a slot with these public fields."""

@@ -23,11 +23,13 @@ from cryptfs.errors import (
     CryptfsError,
     NotAVault,
     SlotRefused,
+    TpmRefused,
     UsageError,
     VaultInUse,
     WrongSecret,
 )
 from cryptfs.keyslots import TYPEABLE, Secret
+from cryptfs.tpm.errors import OtherTpm
 from cryptfs.vault import configfile
 from cryptfs.vault.document import (
     AUTHORITY_SIZE,
@@ -123,19 +125,27 @@ def load(path: Path | str) -> Config:
         raise type(error)(f"{file} {word}: {error}{_hint(path)}.") from None
 
 
-def unlock(config: Config, secret: Secret) -> Unlocked:
+def unlock(config: Config, secret: Secret, slot_id: str | None = None) -> Unlocked:
     """Open the first slot that the secret opens, and check everything else with the keys in it.
 
-    WrongSecret if it opens none; ConfigDamaged if what was opened is not authentic. A
-    passphrase costs about a second for each passphrase slot tried.
+    WrongSecret if it opens none; ConfigDamaged if what was opened is not authentic; TpmRefused and
+    TpmUnavailable. A passphrase costs about a second for each passphrase slot tried. With
+    `slot_id` only that slot is tried.
     """
-    tried = [slot for slot in config.slots if slot.type == secret.type]
+    tried = [slot for slot in config.slots if slot.type == secret.type and slot_id in (None, slot.id)]
     if not tried:
         raise WrongSecret(f"This vault has no {_WHAT[secret.type]} slot: unlock it in another way.")
+    refused: list[TpmRefused | WrongSecret] = []
     for slot in tried:
-        private = _open_private(config.vault_id, slot, secret)
+        try:
+            private = _open_private(config.vault_id, slot, secret)
+        except (TpmRefused, WrongSecret) as error:
+            refused.append(error)  # each machine with a TPM has a slot of its own: the next may be this one's
+            continue
         if private is not None:
             return _open_with(config, slot, *private)
+    if refused:
+        raise next((error for error in refused if not isinstance(error, OtherTpm)), refused[0])
     raise WrongSecret(f"Wrong {_WHAT[secret.type]}: it opens no key slot of this vault.")
 
 
@@ -260,7 +270,8 @@ def _make_slot(vault_id: bytes, keys: RootKeys, secret: Secret, label: str, slot
     slot_id = slot_id or os.urandom(8).hex()
     private = hpke.generate()
     public = hpke.public_of(private)
-    kdf, extra = secret.new_kdf(), secret.new_extra()
+    kdf = secret.new_kdf()
+    extra = secret.new_extra(kdf)
     volume = hpke.seal(public, keys.volume, volume_info(vault_id, slot_id))
     blank = Slot(slot_id, secret.type, label, now(), kdf, extra, public, b"", volume)
     sealed = aead.seal(

@@ -19,6 +19,7 @@ from cryptfs.crypto import aead, hpke
 from cryptfs.crypto.derive import expand
 from cryptfs.crypto.kdf import Argon2id, HkdfSha256, Kdf
 from cryptfs.errors import ConfigDamaged, UnsupportedFormat
+from cryptfs.keyslots import tpm2
 
 MAX_SIZE = 1 << 20
 MAX_SLOTS = 64
@@ -87,6 +88,8 @@ class Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"a slot of type {self.type} cannot have this kdf")
         if self.extra and self.type != "tpm2":
             raise ValueError(f"a slot of type {self.type} has an empty extra")
+        if self.type == "tpm2":
+            tpm2.check_extra(self.kdf, self.extra)
         _check_time(self.created)
 
 

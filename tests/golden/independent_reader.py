@@ -145,6 +145,7 @@ CONFIG = dict(format="cryptfs", version=range(1, 2), vault="[0-9a-f]{32}", creat
 CONFIG |= dict(generation=range(1, 1 << 53), options=dict, slots=list, keyring=0, mac=32)
 SLOT = dict(id="[0-9a-f]{16}", type="passphrase|recovery|keyfile|tpm2", label=".{0,200}", created=TIME)
 SLOT |= dict(kdf=dict, extra=dict, public=1216, private=168, volume=1168)
+SEALED = dict(rules="sealed-1", bank="sha256|sha384|sha512", pcrs=list, srk=0, public=0, private=0, lockout=0)
 HKDF = dict(name="hkdf-sha256", salt=16)
 ARGON2 = dict(
     name="argon2id", salt=16, time=range(2, 65), memory_kib=range(65536, 4194305), lanes=range(1, 17)
@@ -195,9 +196,26 @@ def parse_config(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         kdf = slot["kdf"] = fields(slot["kdf"], ARGON2 if argon2 else HKDF)
         if argon2 and kdf["time"] * kdf["memory_kib"] < 196608:
             raise Damage("asks for an Argon2id that is too cheap")
-        if slot["extra"] and slot["type"] != "tpm2":
+        if slot["type"] == "tpm2":
+            check_sealed(slot["extra"], argon2)
+        elif slot["extra"]:
             raise Damage("has an extra that is not allowed")
     return config, slots
+
+
+def check_sealed(extra: dict[str, Any], pin: bool) -> None:
+    """The `extra` of a tpm2 slot, if its rules are those of version 1; raises Damage."""
+    if not isinstance(extra.get("rules"), str):
+        raise Damage("has a TPM slot without rules")
+    if extra["rules"] != "sealed-1":
+        return
+    sealed = fields(extra, SEALED)
+    size = {"sha256": 32, "sha384": 48, "sha512": 64}[sealed["bank"]]
+    indices = [fields(pcr, {"index": range(24), "value": size})["index"] for pcr in sealed["pcrs"]]
+    sizes = len(sealed["srk"]) in range(34, 67) and len(sealed["lockout"]) in (0, 16)
+    sizes = sizes and all(1 <= len(sealed[name]) <= 1024 for name in ("public", "private"))
+    if not sizes or indices != sorted(set(indices)) or not (indices or pin):
+        raise Damage("has a TPM slot that is not allowed")
 
 
 def slot_key(kdf: dict[str, Any], secret: bytes) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from .project import PROJECT, label
 
 # From the lowest to the highest.
-LAYERS = ("crypto", "keyslots", "vault", "index", "fs", "mount", "practice", "cli")
+LAYERS = ("crypto", "tpm", "keyslots", "vault", "index", "fs", "mount", "practice", "cli")
 
 # What keeps a layer replaceable: who alone may know a library.
 LIBRARIES = {
@@ -20,7 +20,9 @@ LIBRARIES = {
     "pydicom": {"practice"},
     "_argon2_cffi_bindings": {"crypto"},
     "argon2": {"crypto"},
+    "tpm2_pytss": {"tpm"},
     "click": {"cli"},
+    "segno": {"cli"},
     "rich": {"cli"},
 }
 
