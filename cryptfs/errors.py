@@ -98,6 +98,12 @@ class TpmRefused(CryptfsError):
     exit_code = 22
 
 
+class FreezeEnded(CryptfsError):
+    """A freeze ended before the command was done: its copy is not consistent."""
+
+    exit_code = 25
+
+
 class Interrupted(CryptfsError):
     """Stopped by the user; nothing was left half done."""
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mount": ("cryptfs.cli.mount:command", "Unlock a vault and mount it."),
     "unmount": ("cryptfs.cli.unmount:command", "Unmount a vault and lock it."),
     "status": ("cryptfs.cli.status:command", "Show what is mounted and how it does."),
+    "freeze": ("cryptfs.cli.freeze:command", "Hold the ciphertext still while a backup is made."),
     "key": ("cryptfs.cli.key:command", "List, add, change and remove key slots."),
 }
 

@@ -89,6 +89,11 @@ def _describe(mount: dict[str, Any]) -> str:
     state = mount["state"]
     if state == "dead":
         state = "dead: its process was killed; unmount it, or mount again"
+    if mount.get("frozen"):
+        state += (
+            f", frozen for a backup: {mount['requests_held']} requests wait, "
+            f"for {mount['frozen_seconds_left']} seconds at most"
+        )
     lines = [("vault", mount["vault"]), ("state", state + (", read-only" if mount.get("read_only") else ""))]
     if "pid" in mount:
         lines += [

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.file import File
+from cryptfs.fs.gate import Gate
 from cryptfs.fs.nodes import Node
 from cryptfs.fs.places import Places
 from cryptfs.vault.diskio import syncfs
@@ -77,6 +78,8 @@ class Committer:
         self._unsettled: dict[int, Unsettled] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.gate = Gate()
+        """Nothing is done in the background while it is closed."""
         self.hold: Callable[[File], bool] = lambda file: True
         """Keeps a file open until `let_go`, so that its descriptor is its own; False if it is closed."""
         self.let_go: Callable[[File], None] = lambda file: None
@@ -271,21 +274,28 @@ class Committer:
         settled = time.monotonic()
         while not self._stop.wait(COMMIT_INTERVAL):
             try:
-                if self._pending:
-                    self.commit()
-                if self.journal.size > JOURNAL_MAX or len(self._live) > OPEN_MAX:
-                    self.checkpoint_all()
-                if (
-                    time.monotonic() - settled > SETTLE_INTERVAL
-                    or len(self._unsettled) > SETTLE_AT
-                    or (self.places.crowded(SETTLE_AT))
-                ):
-                    settled = time.monotonic()
-                    self.checkpoint_all()
-                    self.settle()
+                with self.gate.try_change() as may_change:
+                    if may_change:
+                        settled = self._round(settled)
             except OSError as error:
                 # Nothing is lost: it all stays in the journal or in memory, and whoever
                 # calls fsync gets the error himself.
                 log.error("cannot sync the vault: %s", error.strerror)
             except Exception as error:  # this thread must live as long as the mount
                 log.error("syncing in the background failed with %s", type(error).__name__)
+
+    def _round(self, settled: float) -> float:
+        """What there is to do in the background; when everything was last settled (monotonic seconds)."""
+        if self._pending:
+            self.commit()
+        if self.journal.size > JOURNAL_MAX or len(self._live) > OPEN_MAX:
+            self.checkpoint_all()
+        if (
+            time.monotonic() - settled > SETTLE_INTERVAL
+            or len(self._unsettled) > SETTLE_AT
+            or self.places.crowded(SETTLE_AT)
+        ):
+            settled = time.monotonic()
+            self.checkpoint_all()
+            self.settle()
+        return settled

@@ -224,7 +224,7 @@ class DirectoryCache:
                 except NameInvalid:
                     continue
                 log.warning("the header of a directory was lost and has been restored from its copy")
-                if not self._vault.read_only:
+                if self._vault.changeable:
                     self.write_header(fd, header, -1)
                 return header
         log.error("a directory has neither a valid header nor a copy of it")

@@ -22,6 +22,8 @@ from cryptfs.fs.chunks import Buffer
 from cryptfs.fs.commit import Committer
 from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.file import File
+from cryptfs.fs.freezing import Freezer
+from cryptfs.fs.gate import Gate
 from cryptfs.fs.namespace import Namespace, error
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
@@ -75,6 +77,8 @@ class FileSystem:
         self._nodes = NodeTable(os.fstat(vault.tree_fd).st_ino)
         pending = overlays(vault) if vault.read_only else recover(vault)
         self._committer = Committer(vault, self._directories, self._lock)
+        self._freezer = Freezer(vault, self.sync)
+        self._committer.gate = self._freezer.gate
         self._committer.hold, self._committer.let_go = self._hold, self._let_go
         self._committer.open_files = self._files
         self._objects = Objects(vault, self._nodes, self._directories, self._committer, pending)
@@ -335,7 +339,7 @@ class FileSystem:
     def _put(self, file: File) -> None:
         """Give back one use of a file."""
         try:
-            if file.handles == 1 and not file.unlinked and not self.vault.read_only:
+            if file.handles == 1 and not file.unlinked and self.vault.changeable:
                 file.flush()
         finally:
             with self._lock:
@@ -432,6 +436,22 @@ class FileSystem:
             lambda file: self._committer.make_durable(file) if file.unsynced and not file.unlinked else None
         )
 
+    def freeze(self) -> None:
+        """Hold the ciphertext still, as after an unmount; OSError if not everything could be synced.
+
+        Reading goes on. The caller lets no method in that changes anything until `thaw`.
+        """
+        self._freezer.freeze()
+
+    def thaw(self) -> None:
+        """Let changes go on after `freeze`."""
+        self._freezer.thaw()
+
+    @property
+    def gate(self) -> Gate:
+        """What changes the ciphertext in the background, beside this class, passes it."""
+        return self._freezer.gate
+
     def _for_each_file(self, do: Callable[[File], None]) -> None:
         """For every file in use, while others may close it."""
         for file in self._files():
@@ -460,6 +480,7 @@ class FileSystem:
 
     def close(self) -> None:
         """Sync everything, record a clean stop, and close the vault."""
+        self.thaw()
         self._committer.stop()
         try:
             if not self.vault.read_only:

@@ -109,7 +109,7 @@ class Objects:
     def _bury(self, directory: Directory, lname: bytes) -> None:
         """Remove a remnant: it holds nothing that could ever be read."""
         log.warning("an object that was being created when the power failed was never synced and is gone")
-        if not self._vault.read_only:
+        if self._vault.changeable:
             os.unlink(lname, dir_fd=directory.fd)
 
     def _object_attr(self, node: Node, directory: Directory, fd: int, st: os.stat_result) -> Attr:
@@ -119,7 +119,7 @@ class Objects:
         if size is None or self._vault.state.suspects(header):
             file = self._file(node, os.open(node.lname, self._access | _OPEN, dir_fd=directory.fd), lower)
             try:
-                if not self._vault.read_only:
+                if self._vault.changeable:
                     file.flush()
                 size = file.size
             finally:
@@ -266,7 +266,7 @@ class Objects:
                 file.header.object_id.hex(),
             )
             file.salvage()
-        if not self._vault.read_only:
+        if self._vault.changeable:
             file.adopt()
 
     def drop(self, file: File) -> None:

@@ -2,6 +2,9 @@
 
 Only the daemon's user and root may ask. A request is `{"command": …, …}`; the answer has `exit_code`
 (0, or that of the error), `message` for people, and `data`. It may take as long as the command does.
+
+A *held* command (freeze) has two answers, a line each: that it begins, and how it ended. In between it
+lasts until the asker sends a line or is gone, whichever is first, or until it ends by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ _REQUEST_SECONDS = 5.0
 
 
 class Request(msgspec.Struct):
-    """What is asked: `lazy` and `timeout` (seconds to wait for open files) belong to "unmount"."""
+    """What is asked. `lazy` belongs to "unmount"; `timeout` in seconds is how long that waits for open
+    files, or how long "freeze" lasts at most.
+    """
 
     command: str
     lazy: bool = False
@@ -49,13 +54,22 @@ class ControlError(CryptfsError):
 
 
 Command = Callable[[Request], Awaitable[dict[str, Any]]]
+Ended = Callable[[], Awaitable[None]]
+"""Returns when the asker of a held command wants it to end, or is gone."""
+Begun = Callable[[dict[str, Any]], Awaitable[None]]
+"""Sends the first answer of a held command."""
+HeldCommand = Callable[[Request, Begun, Ended], Awaitable[dict[str, Any]]]
+"""Calls `Begun` once, waits for `Ended` or for an end of its own, and returns the second answer."""
 
 
 class ControlServer:
     """Answers at a socket path. The commands run in the event loop and may raise CryptfsError."""
 
-    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
+    def __init__(
+        self, path: Path, commands: Mapping[str, Command], held: Mapping[str, HeldCommand] | None = None
+    ) -> None:
         self._commands = commands
+        self._held = held or {}
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -92,16 +106,36 @@ class ControlServer:
         try:
             with trio.fail_after(_REQUEST_SECONDS):
                 request = msgspec.json.decode(await _receive_line(connection), type=Request)
-            command = self._commands[request.command]
+            held = self._held.get(request.command)
+            command = None if held else self._commands[request.command]
         except (trio.TooSlowError, msgspec.DecodeError, KeyError):
             return Answer(2, "The daemon does not know this request: is it of another version?")
         try:
-            return Answer(data=await command(request))
+            if command is not None:
+                return Answer(data=await command(request))
+            assert held is not None
+            return Answer(data=await held(request, _begin(connection), _end(connection)))
         except CryptfsError as error:
             return Answer(error.exit_code, str(error))
         except Exception as error:
             log.error("the control command %s failed with %s", request.command, type(error).__name__)
             return Answer(70, "The daemon failed to answer: see its log.")
+
+
+def _begin(connection: trio.socket.SocketType) -> Begun:
+    async def begin(data: dict[str, Any]) -> None:
+        with trio.fail_after(_REQUEST_SECONDS):
+            await _send_all(connection, msgspec.json.encode(Answer(data=data)) + b"\n")
+
+    return begin
+
+
+def _end(connection: trio.socket.SocketType) -> Ended:
+    async def end() -> None:
+        with contextlib.suppress(OSError, trio.BrokenResourceError):
+            await connection.recv(4096)
+
+    return end
 
 
 async def _send_all(connection: trio.socket.SocketType, data: bytes) -> None:
@@ -138,6 +172,10 @@ def ask(path: Path, request: Request, *, timeout: float | None = None) -> dict[s
             raise CryptfsError("The mount's daemon does not answer: its disk may be slow.") from None
         except ConnectionError:
             received = b""
+    return _answered(received)
+
+
+def _answered(received: bytes) -> dict[str, Any]:
     try:
         answer = msgspec.json.decode(received, type=Answer)
     except msgspec.DecodeError:
@@ -145,3 +183,42 @@ def ask(path: Path, request: Request, *, timeout: float | None = None) -> dict[s
     if answer.exit_code:
         raise ControlError(answer)
     return answer.data
+
+
+class Held:
+    """A held command, seen by who asked for it; the connection is its lifeline.
+
+    Raises as `ask` does. Readable (`fileno`) when the command ended by itself.
+    """
+
+    def __init__(self, path: Path, request: Request) -> None:
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._channel.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._channel.close()
+            raise NotMounted("The mount's daemon is gone.") from None
+        try:
+            self._channel.sendall(msgspec.json.encode(request) + b"\n")
+            self._stream = self._channel.makefile("rb")
+            self.data = _answered(self._stream.readline())
+        except BaseException:
+            self._channel.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def end(self) -> dict[str, Any]:
+        """End it, if it has not ended; its second answer."""
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionError):
+                self._channel.sendall(b"\n")
+            try:
+                received = self._stream.readline()
+            except ConnectionError:
+                received = b""
+            return _answered(received)
+        finally:
+            self._stream.close()
+            self._channel.close()

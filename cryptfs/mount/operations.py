@@ -18,7 +18,7 @@ import os
 import stat
 import traceback
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -28,6 +28,8 @@ from cryptfs.fs.types import Attr, Owner
 from cryptfs.mount import acl
 from cryptfs.mount.attributes import Presentation, absent, statvfs
 from cryptfs.mount.backend import Buffer, Filesystem
+from cryptfs.mount.gate import Gate
+from cryptfs.mount.handlers import Body, Handler, changing, inline, inline_file
 from cryptfs.mount.workers import Pace, Syncs, Workers
 
 log = logging.getLogger(__name__)
@@ -37,47 +39,10 @@ _ABSENT = absent()
 _DAMAGED = 1 << 62
 _DOTS = 2  # "." and ".." come before the filesystem's own directory offsets
 
-Body = Callable[..., Any]
-Handler = Callable[..., Awaitable[Any]]
 
-
-def inline(body: Body) -> Handler:
-    """A request about the inode that is its first argument, answered at once while that is fast."""
-
-    async def handler(self: Operations, ino: int, *args: Any) -> Any:  # noqa: ANN401
-        self.requests += 1
-        try:
-            pace = self.paces[body]
-            if ino in self.busy or pace.is_slow:
-                return await self.in_worker(ino, pace, 0, body, self, ino, *args)
-            started = perf_counter()
-            result = body(self, ino, *args)
-            pace.note(perf_counter() - started)
-            return result
-        except Exception as error:
-            self.refuse(error)
-
-    return handler
-
-
-def inline_file(body: Body) -> Handler:
-    """Like `inline`, for a request about an open file."""
-
-    async def handler(self: Operations, fh: int, *args: Any) -> Any:  # noqa: ANN401
-        self.requests += 1
-        try:
-            pace = self.paces[body]
-            ino = self.files[fh]
-            if ino in self.busy or pace.is_slow:
-                return await self.in_worker(ino, pace, 0, body, self, fh, *args)
-            started = perf_counter()
-            result = body(self, fh, *args)
-            pace.note(perf_counter() - started)
-            return result
-        except Exception as error:
-            self.refuse(error)
-
-    return handler
+def opening(body: Body) -> Handler:
+    """Opening changes something only if the file is emptied."""
+    return changing(body, lambda flags, ctx: flags & os.O_TRUNC != 0)
 
 
 # Untyped, because `inline` makes the handlers out of bodies with positional arguments only.
@@ -109,6 +74,7 @@ class Operations(_Base):  # type: ignore[misc]
         self.paces: defaultdict[Body, Pace] = defaultdict(Pace)
         self.requests = 0
         self.enable_acl = xattrs
+        self.gate = Gate(workers.pass_on)
         self._xattrs = xattrs
         self._workers = workers
         self._read_pace = Pace()
@@ -135,8 +101,11 @@ class Operations(_Base):  # type: ignore[misc]
 
     async def _sync(self, ino: int, syncs: Syncs, call: Body, *args: Any) -> None:  # noqa: ANN401
         """A sync in a worker thread, or at once where that keeps nobody waiting."""
+        if self.gate.closed:
+            await self.gate.passage()
         if ino in self.busy or not syncs.may_stay():
-            await self.in_worker(ino, syncs, 0, call, *args)
+            with self.gate.change():
+                await self.in_worker(ino, syncs, 0, call, *args)
         else:
             started = perf_counter()
             call(*args)
@@ -185,27 +154,27 @@ class Operations(_Base):  # type: ignore[misc]
             except Exception as error:
                 self._log_once(error)
 
-    @inline
+    @changing
     def mkdir(
         self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         attr = self.fs.mkdir(parent, name, stat.S_IMODE(mode), self._new_owner(ctx))
         return self._entry(self._inherit_acl(parent, attr))
 
-    @inline
+    @changing
     def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         attr = self.fs.mknod(parent, name, mode, rdev, self._new_owner(ctx))
         return self._entry(self._inherit_acl(parent, attr))
 
-    @inline
+    @changing
     def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         return self._entry(self.fs.symlink(parent, name, target, self._new_owner(ctx)))
 
-    @inline
+    @changing
     def link(
         self, ino: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -215,15 +184,15 @@ class Operations(_Base):  # type: ignore[misc]
     def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
         return self.fs.readlink(ino)
 
-    @inline
+    @changing
     def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self.fs.unlink(parent, name)
 
-    @inline
+    @changing
     def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self.fs.rmdir(parent, name)
 
-    @inline
+    @changing
     def rename(
         self,
         parent_old: int,
@@ -245,7 +214,7 @@ class Operations(_Base):  # type: ignore[misc]
     def getattr(self, ino: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._entry(self.fs.getattr(ino))
 
-    @inline
+    @changing
     def setattr(
         self,
         ino: int,
@@ -269,7 +238,7 @@ class Operations(_Base):  # type: ignore[misc]
 
     # --- files ----------------------------------------------------------------------------------
 
-    @inline
+    @changing
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
@@ -278,7 +247,7 @@ class Operations(_Base):  # type: ignore[misc]
         self.files[fh] = attr.ino
         return pyfuse3.FileInfo(fh), self._entry(self._inherit_acl(parent, attr))
 
-    @inline
+    @opening
     def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         fh = self.fs.open(ino, _for_page_cache(flags))
         self.files[fh] = ino
@@ -301,9 +270,12 @@ class Operations(_Base):  # type: ignore[misc]
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         self.requests += 1
         try:
+            if self.gate.closed:
+                await self.gate.passage()
             ino, pace, size = self.files[fh], self._write_pace, len(buf)
             if ino in self.busy or pace.is_slow:
-                written: int = await self.in_worker(ino, pace, size, self.fs.write, fh, off, buf)
+                with self.gate.change():
+                    written: int = await self.in_worker(ino, pace, size, self.fs.write, fh, off, buf)
             else:
                 started = perf_counter()
                 written = self.fs.write(fh, off, buf)
@@ -393,7 +365,7 @@ class Operations(_Base):  # type: ignore[misc]
         self._need_xattrs()
         return self.fs.getxattr(ino, name)
 
-    @inline
+    @changing
     def setxattr(self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._need_xattrs()
         if name == acl.ACCESS:
@@ -407,7 +379,7 @@ class Operations(_Base):  # type: ignore[misc]
         self._need_xattrs()
         return list(self.fs.listxattr(ino))
 
-    @inline
+    @changing
     def removexattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._need_xattrs()
         self.fs.removexattr(ino, name)

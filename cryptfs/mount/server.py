@@ -19,8 +19,9 @@ import trio
 
 from cryptfs.errors import CryptfsError, FuseUnavailable, MountpointUnusable, StorageError
 from cryptfs.fs.types import Owner
-from cryptfs.mount import control, daemon, libc, mountpoint, poll, runtime, tuning
+from cryptfs.mount import control, daemon, mountpoint, poll, runtime, tuning
 from cryptfs.mount.backend import Filesystem
+from cryptfs.mount.freezing import Freezing, sync_mount
 from cryptfs.mount.operations import Operations
 from cryptfs.mount.workers import MAX_THREADS, Workers
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # How many requests may be waiting for something other than the event loop.
 MAX_TASKS = MAX_THREADS + 8
+# How many more may be waiting for the end of a freeze, while others read.
+MAX_HELD = 1000
 _RETRY_SECONDS = 0.1
 _PULSE_SECONDS = 5.0
 # How long a daemon that was told to end goes on serving files that are still open.
@@ -85,7 +88,9 @@ def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> N
     try:
         runtime.write(session.record())
         server = control.ControlServer(
-            runtime_socket, {"status": session.status, "unmount": session.unmount_command}
+            runtime_socket,
+            {"status": session.status, "unmount": session.unmount_command},
+            {"freeze": session.freezing.command},
         )
         trio.run(session.main, server)
     finally:
@@ -140,6 +145,7 @@ class Session:
         self._ended = trio.Event()
         self._announced = False
         self._rates = (0.0, 0.0)
+        self.freezing = Freezing(fs, operations.gate, options.mountpoint)
 
     def record(self) -> runtime.Record:
         options = self._options
@@ -165,7 +171,8 @@ class Session:
                 nursery.start_soon(self._unmount_when_idle, self._options.idle_seconds)
             try:
                 # Returns when the mount was removed, by us or by umount(8).
-                await pyfuse3.main(MAX_TASKS, MAX_TASKS)
+                await pyfuse3.main(MAX_TASKS, MAX_TASKS + MAX_HELD)
+                self.freezing.break_off()
                 daemon.notify("STOPPING=1")
                 log.info("unmounted from %s", self._options.mountpoint)
                 await trio.to_thread.run_sync(self.close_filesystem)
@@ -223,6 +230,10 @@ class Session:
 
         Raises MountpointUnusable while it is in use, StorageError as `serve`.
         """
+        if self.freezing.is_frozen:
+            raise MountpointUnusable(
+                f"{self._options.mountpoint} is frozen for a backup: wait until that is done."
+            )
         deadline = trio.current_time() + request.timeout
         while not self._ended.is_set():
             try:
@@ -263,6 +274,7 @@ class Session:
                 if number == signal.SIGHUP:
                     continue
                 log.info("%s: unmounting", signal.Signals(number).name)
+                self.freezing.break_off()
                 daemon.notify("STOPPING=1")
                 break
             async with trio.open_nursery() as nursery:
@@ -280,7 +292,7 @@ class Session:
                 if error.errno != errno.EBUSY:
                     raise
                 log.warning("%s", await self._busy())
-                await trio.to_thread.run_sync(_sync, path)
+                await trio.to_thread.run_sync(sync_mount, path)
                 await self._detach(lazy=True)
         except OSError as error:
             log.error("%s cannot be unmounted: %s", path, error.strerror)
@@ -294,7 +306,8 @@ class Session:
         while True:
             await trio.sleep(min(max(limit / 4, 0.05), _PULSE_SECONDS))
             now = trio.current_time()
-            if operations.requests != seen or operations.files or operations.directories:
+            used = operations.files or operations.directories or self.freezing.is_frozen
+            if operations.requests != seen or used:
                 seen, since = operations.requests, now
             elif now - since >= limit:
                 try:
@@ -325,18 +338,10 @@ class Session:
         stats = self._fs.stats()
         return {
             **stats,
+            **self.freezing.status(),
             "requests": self._operations.requests,
             "open_files": len(self._operations.files),
             "read_bytes_per_second": round(self._rates[0]),
             "written_bytes_per_second": round(self._rates[1]),
             "index": stats.get("index", "none"),
         }
-
-
-def _sync(path: str) -> None:
-    """Have the kernel hand us what it holds dirty for files that are open."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        libc.syncfs(fd)
-    finally:
-        os.close(fd)

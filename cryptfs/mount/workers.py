@@ -101,6 +101,10 @@ class Workers:
         self._baton = session.baton
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
 
+    def pass_on(self) -> None:
+        """Before a task waits for something else than a thread: another one waits for requests now."""
+        self._baton.pass_on()
+
     async def run(self, call: Callable[..., T], *args: object, pace: Pace | None = None, size: int = 0) -> T:
         """Returns `call(*args)` from a thread, or raises what it raises. A cancellation waits for it."""
         self._baton.busy_workers += 1

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
-from cryptfs.errors import NotAVault, StorageError, VaultInUse
+from cryptfs.errors import NotAVault, StorageError
 from cryptfs.vault.dirlog import DirLog
 from cryptfs.vault.header import HeaderCodec, KeyringLike
 from cryptfs.vault.journal import Journal
 from cryptfs.vault.layout import DIRS, JOURNAL, TREE, XATTR, modes
+from cryptfs.vault.lock import take_lock
 from cryptfs.vault.session import SessionState
 from cryptfs.vault.xattrs import XattrStore
-
-LOCK_NAME = "lock"
 
 
 class Vault:
@@ -36,6 +34,8 @@ class Vault:
         self.path = Path(path)
         self.vault_id = vault_id
         self.read_only = read_only
+        self.frozen = False
+        """Whether it is held still for a copy."""
         self.modes = modes(backup_group)
         self.codec = HeaderCodec(vault_id, keyring)
         try:
@@ -64,15 +64,12 @@ class Vault:
         self.xattrs = XattrStore(str(self.path / XATTR), self.modes.file, self.modes.directory)
 
     def _lock(self) -> None:
-        self._lock_fd = os.open(
-            self.path / JOURNAL / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self.modes.file
-        )
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise VaultInUse(
-                f"{self.path} is mounted or being changed by another process; unmount it there first"
-            ) from None
+        self._lock_fd = take_lock(self.path, self.modes.file)
+
+    @property
+    def changeable(self) -> bool:
+        """Whether what is read may be repaired on the way."""
+        return not self.read_only and not self.frozen
 
     @property
     def journal_path(self) -> str:

@@ -365,6 +365,12 @@ class PassthroughFs:
         if self.attributes(ino).pop(name, None) is None:
             raise OSError(errno.ENODATA, "no such attribute")
 
+    def freeze(self) -> None:
+        self.frozen = True
+
+    def thaw(self) -> None:
+        self.frozen = False
+
     def sync(self) -> None:
         self.calls["sync"] += 1
 
