@@ -98,6 +98,12 @@ class TpmRefused(CryptfsError):
     exit_code = 22
 
 
+class CheckIncomplete(CryptfsError):
+    """A check found no damage, but could not look at everything."""
+
+    exit_code = 24
+
+
 class FreezeEnded(CryptfsError):
     """A freeze ended before the command was done: its copy is not consistent."""
 

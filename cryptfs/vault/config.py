@@ -149,6 +149,32 @@ def unlock(config: Config, secret: Secret, slot_id: str | None = None) -> Unlock
     raise WrongSecret(f"Wrong {_WHAT[secret.type]}: it opens no key slot of this vault.")
 
 
+def reload(unlocked: Unlocked) -> Unlocked:
+    """The configuration as it is on the disk now, opened with the keys at hand.
+
+    VaultInUse if they no longer open it: a slot was changed or removed meanwhile.
+    """
+    config = load(unlocked.config.path)
+    try:
+        keyring = _authentic_keyring(config.document, unlocked.keys)
+    except KeyringDamaged:
+        raise VaultInUse("The keys of this vault were changed in the meantime: start again.") from None
+    return Unlocked(config, unlocked.keys, keyring, unlocked.slot_id)
+
+
+def is_authentic(unlocked: Unlocked, text: bytes) -> bool:
+    """Whether this is a configuration of the same vault under the same keys.
+
+    True also of `cryptfs.json.previous`, whose keys are those of the current one (format section 2).
+    """
+    try:
+        document = parse(text)
+        _authentic_keyring(document, unlocked.keys)
+    except (CryptfsError, KeyringDamaged):
+        return False
+    return document.vault_id == unlocked.vault_id
+
+
 def create(
     path: Path, secrets: Sequence[tuple[Secret, str]], *, backup_group: bool = False, write: bool = True
 ) -> Unlocked:

@@ -10,7 +10,7 @@ import pytest
 from .project import PROJECT, label
 
 # From the lowest to the highest.
-LAYERS = ("crypto", "tpm", "keyslots", "vault", "index", "fs", "mount", "practice", "cli")
+LAYERS = ("crypto", "tpm", "keyslots", "vault", "index", "fs", "check", "mount", "practice", "cli")
 
 # What keeps a layer replaceable: who alone may know a library.
 LIBRARIES = {
