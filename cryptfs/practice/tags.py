@@ -11,10 +11,8 @@ import io
 import re
 import warnings
 import zlib
-from enum import StrEnum
 from typing import Any, NamedTuple
 
-import msgspec
 import pydicom.config
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -26,6 +24,10 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
 )
+
+from cryptfs.index.tags import Kind, Tags
+
+__all__ = ["START", "START_MAX", "TEXT_MAX", "Kind", "Reading", "Tags", "is_date", "read_tags"]
 
 # Values that break the rules are taken as they are, without a word: they are in the archive all the same.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -54,35 +56,6 @@ _WANTED: list[BaseTag | int] = [
 ]  # fmt: skip
 # How a file without preamble and meta information begins: group 2 or 8, little or big endian.
 _BARE = re.compile(rb"[\x02\x08]\x00[\x00-\x20]\x00|\x00[\x02\x08]\x00[\x00-\x20]")
-
-
-class Kind(StrEnum):
-    """What the beginning of a file shows it to be."""
-
-    INSTANCE = "instance"
-    OTHER_DICOM = "other dicom"  # a directory of a CD, a palette: belongs to no study
-    DAMAGED = "damaged"  # says it is DICOM, and cannot be read
-    NOT_DICOM = "not dicom"
-    NEEDS_MORE = "needs more"  # the series' UID comes later than the bytes given
-
-
-class Tags(msgspec.Struct, frozen=True, array_like=True):
-    """What is known of one instance. Texts are decoded, and empty where the file says nothing."""
-
-    patient_id: str = ""
-    patient_name: str = ""  # components separated by ^, writings by =
-    study: str = ""
-    series: str = ""
-    instance: str = ""
-    modality: str = ""
-    date: str = ""  # of the study: YYYYMMDD, or empty if it is no date
-    accession: str = ""
-    transfer_syntax: str = ""
-    sop_class: str = ""
-
-    def __repr__(self) -> str:
-        # A patient's name must not get into a log or a traceback.
-        return f"<Tags {self.modality}>"
 
 
 class Reading(NamedTuple):

@@ -47,6 +47,10 @@ class Pattern:
             any(pattern.fullmatch(word) for word in name_words) for pattern in self._words
         )
 
+    def matches_any(self, names: list[str]) -> bool:
+        """Whether each word typed is a word of one of a patient's names."""
+        return self.matches_name([word for name in names for word in words(name)])
+
     def matches_identifier(self, folded: str) -> bool:
         """Whether it is the identifier, from end to end."""
         return self._whole.fullmatch(folded) is not None

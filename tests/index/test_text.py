@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from cryptfs.practice.text import Pattern, fold, words
+from cryptfs.index.text import Pattern, fold, words
 
 
 @pytest.mark.parametrize(
