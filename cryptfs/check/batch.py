@@ -29,7 +29,8 @@ class Batch:
     names: NameCipher | None
     files: list[bytes]
     directories: list[bytes] = field(default_factory=list)
-    content: bool = True
+    content: frozenset[bytes] | None = None
+    """The places whose content is read; None for all."""
     tally: Tally = field(default_factory=Tally)
     done: bool = False
 
@@ -68,7 +69,7 @@ class Batch:
         look = (
             ObjectLook()
             if is_directory or reader.context.stop.is_set()
-            else reader.look_at(self.fd, lname, path, content=self.content)
+            else reader.look_at(self.fd, lname, path, content=self.content is None or path in self.content)
         )
         if self.names is not None and not look.gone:
             problem = check_name(self.place, self.fd, self.names, lname)

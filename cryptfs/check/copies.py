@@ -64,17 +64,25 @@ class Copies:
 
     def _take(self, record: bytes) -> bool:
         """Whether a record is what a writer made."""
-        slot, parent, rest = record[:SLOT_SIZE], record[SLOT_SIZE : SLOT_SIZE + 16], record[SLOT_SIZE + 16 :]
-        try:
-            header = self._codec.unpack(slot)
-        except HeaderInvalid:
-            return is_stale(slot, self._keyring)
-        if header.kind != DIRECTORY or any(rest):
+        if not is_good(record, self._codec, self._keyring):
             return False
+        try:
+            header = self._codec.unpack(record[:SLOT_SIZE])
+        except HeaderInvalid:
+            return True  # of an epoch that is gone
         known = self._latest.get(header.object_id)
         if known is None or known[0].generation <= header.generation:
-            self._latest[header.object_id] = header, parent
+            self._latest[header.object_id] = header, record[SLOT_SIZE : SLOT_SIZE + 16]
         return True
+
+    @staticmethod
+    def records_of(vault: Path, name: str) -> Iterator[bytes]:
+        """The records of one log that are not zero."""
+        fd = os.open(vault / DIRS / name, _OPEN)
+        try:
+            yield from _records(fd)
+        finally:
+            os.close(fd)
 
     def candidates(self, parent_id: bytes | None) -> Iterator[Header]:
         """The headers a lost `@dir` may have had: those recorded below `parent_id` first."""
@@ -85,6 +93,15 @@ class Copies:
         """Where a directory was when it was recorded; zeros if that is not known."""
         known = self._latest.get(object_id)
         return known[1] if known else bytes(16)
+
+
+def is_good(record: bytes, codec: HeaderCodec, keyring: KeyringLike) -> bool:
+    """Whether a writer made this record, now or under an epoch that is gone."""
+    try:
+        header = codec.unpack(record[:SLOT_SIZE])
+    except HeaderInvalid:
+        return is_stale(record[:SLOT_SIZE], keyring)
+    return header.kind == DIRECTORY and not any(record[SLOT_SIZE + 16 :])
 
 
 def _records(fd: int) -> Iterator[bytes]:

@@ -26,7 +26,8 @@ class Engine:
 
     `tally` and `reached` always belong together: `tally` holds everything up to `reached` and nothing
     behind it, however the threads overtake each other. `on_finding` is called for each finding as soon
-    as it is certain; `on_pause` now and then, in the calling thread.
+    as it is certain; `on_pause` now and then, in the calling thread. `content`, if given, are the places
+    whose content is read.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Engine:
         *,
         on_finding: Callable[[Finding], None] = lambda finding: None,
         on_pause: Callable[[], None] = lambda: None,
-        content: bool = True,
+        content: frozenset[bytes] | None = None,
     ) -> None:
         self.context = context
         self.tally = Tally()

@@ -33,6 +33,8 @@ class Report:
     bytes_read: int
     names: dict[bytes, bytes] = field(default_factory=dict)
     """Plaintext paths by place, where they were asked for."""
+    repair: dict[str, Any] | None = None
+    """What a repair did, or would do; the findings are then those that are left."""
 
     @property
     def verdict(self) -> str:
@@ -68,6 +70,7 @@ class Report:
                 for kind, count in sorted(tally.kinds.items(), key=lambda item: item[0].value)
             },
             "findings": [self._finding(finding) for finding in tally.findings],
+            **({} if self.repair is None else {"repair": self.repair}),
         }
 
     def _finding(self, finding: Finding) -> dict[str, Any]:
@@ -104,6 +107,8 @@ class Report:
         ]
         for severity in Severity:
             lines += self._of(severity)
+        if self.repair is not None:
+            lines += _repair_lines(self.repair)
         return "\n".join(lines) + "\n"
 
     def _of(self, severity: Severity) -> list[str]:
@@ -120,6 +125,15 @@ _COUNTS = (
     "directories", "objects", "files", "links", "special", "bytes", "chunks", "content_bytes",
     "content_skipped",
 )  # fmt: skip
+
+
+def _repair_lines(repair: dict[str, Any]) -> list[str]:
+    lines = ["repairs: " + ("what would be done" if repair["dry_run"] else "what was done")]
+    lines += [f"  {step['place']}: {step['action']}: {step['result']}" for step in repair["steps"]]
+    lines += [f"  {item['place']}: not repaired: {item['reason']}" for item in repair["not_repaired"]]
+    if repair["originals"]:
+        lines.append(f"  what was replaced is in {repair['originals']} in the vault's folder")
+    return lines
 
 
 def describe(finding: Finding, name: bytes | None = None) -> str:

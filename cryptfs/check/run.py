@@ -27,7 +27,10 @@ _CHECKPOINT_SHARE = 50
 
 
 class Check:
-    """A check of the whole vault, or of the `parts` of it that `names.find` gives."""
+    """A check of the whole vault, or of the `parts` of it that `names.find` gives.
+
+    `content`, if given, are the only places whose content is read.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Check:
         parts: Sequence[names.Part] = (),
         scope: dict[str, Any] | None = None,
         checkpoint: Path | None = None,
+        content: frozenset[bytes] | None = None,
         on_finding: Callable[[Finding], None] = lambda finding: None,
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -45,7 +49,7 @@ class Check:
         self._file = checkpoint
         self._on_finding = on_finding
         self._on_progress = on_progress
-        self._engine = Engine(context, on_finding=on_finding, on_pause=self._pause)
+        self._engine = Engine(context, on_finding=on_finding, on_pause=self._pause, content=content)
         self._begin = time.monotonic()
         self._started = _now()
         self._earlier_seconds = 0.0

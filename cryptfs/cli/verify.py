@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptfs.cli.secrets import SecretSource, secret_options
-from cryptfs.errors import CheckIncomplete, CryptfsError, IntegrityError, Interrupted, UsageError
+from cryptfs.errors import (
+    CheckIncomplete,
+    ConfigDamaged,
+    CryptfsError,
+    IntegrityError,
+    Interrupted,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from cryptfs.check.context import CheckOptions, Context
@@ -94,6 +101,9 @@ class Since(click.ParamType[float]):
     metavar="DIR",
     help="Where this host keeps how far a check has come.",
 )
+@click.option("--repair", is_flag=True, help="Repair what can be repaired. The vault must not be mounted.")
+@click.option("--dry-run", is_flag=True, help="With --repair: only show what would be done.")
+@click.option("--yes", is_flag=True, help="With --repair: do not ask.")
 @secret_options
 def command(
     vault: Path,
@@ -109,6 +119,9 @@ def command(
     as_json: bool,
     report: Path | None,
     state_dir: Path | None,
+    repair: bool,
+    dry_run: bool,
+    yes: bool,
     source: SecretSource,
 ) -> None:
     """Check VAULT, or the files and folders at PATHs in it, for damage.
@@ -126,26 +139,42 @@ def command(
 
     A check that was stopped (Ctrl-C, SIGTERM, a restart) goes on with --resume and the same options.
 
-    Exits with 0 if there is no damage, 18 if there is, 24 if there is none but not all could be
-    checked. Leftovers of an unclean stop and files of other programs are shown and are no damage.
+    --repair checks first, shows what it would do, and asks. Lost headers are put back from their
+    copies, what lost its name goes to lost+found, files that lost their end are marked so that what is
+    left can be read and the rest is an error. What it replaces is kept in a folder in VAULT. Nothing is
+    made up: damaged parts of files stay errors, until the file is restored from a backup.
+
+    Exits with 0 if there is no damage (after a repair: no more), 18 if there is, 24 if there is none
+    but not all could be checked. Leftovers of an unclean stop and files of other programs are shown
+    and are no damage.
     """
     from cryptfs.check import names as places
     from cryptfs.check.context import Context
+    from cryptfs.check.repair.run import alone
     from cryptfs.check.run import Check
-    from cryptfs.cli import progress
+    from cryptfs.cli import progress, repairing
     from cryptfs.vault import config
 
     if ciphertext and not paths:
         raise UsageError("--ciphertext says what the PATHs are: name at least one.")
     if resume and paths:
         raise UsageError("--resume goes on with a check of the whole vault: leave the PATHs out.")
-    _refuse_strange_files(vault)
-    unlocked = source.unlock(config.load(vault))
+    if (dry_run or yes) and not repair:
+        raise UsageError("--dry-run and --yes belong to --repair.")
+    if repair and (resume or since is not None or sample is not None):
+        raise UsageError("--repair needs a whole check: leave out --resume, --since and --sample.")
+    try:
+        _refuse_strange_files(vault)
+        unlocked = source.unlock(config.load(vault))
+    except (ConfigDamaged, IntegrityError) as damage:
+        if not repair:
+            raise
+        unlocked = repairing.configuration(vault, source, damage, dry_run=dry_run, yes=yes)
     vault = vault.resolve()
     options = _options(since, sample, limit, jobs, from_disk)
     live = _is_mounted(vault)
     scope = _scope(len(paths), since, sample, from_disk, live)
-    checkpoint = None if paths else _checkpoint_file(unlocked, state_dir, vault, required=resume)
+    checkpoint = None if paths or repair else _checkpoint_file(unlocked, state_dir, vault, required=resume)
     context = Context(
         vault,
         unlocked.vault_id,
@@ -156,7 +185,12 @@ def command(
         lambda: _reload(unlocked),
         lambda text: config.is_authentic(unlocked, text),
     )
-    with contextlib.closing(context), _stopped_by_signals():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(context))
+        stack.enter_context(_stopped_by_signals())
+        if repair and not dry_run:
+            stack.enter_context(alone(context))
+            context.live = False
         parts = [places.find(context, os.fsencode(path), ciphertext=ciphertext) for path in paths]
         with progress.bytes_of(vault / "tree", "checking") as show:
 
@@ -179,6 +213,9 @@ def command(
             except KeyboardInterrupt:
                 hint = " What was done is kept: --resume goes on." if checkpoint else ""
                 raise Interrupted(f"The check was stopped.{hint}") from None
+        if repair:
+            found = [places.find(context, os.fsencode(path), ciphertext=ciphertext) for path in paths]
+            result = repairing.repair(context, result, found, dry_run=dry_run, yes=yes, quiet=as_json)
         if names:
             result.names = {
                 finding.place: name

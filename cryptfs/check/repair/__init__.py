@@ -1,0 +1,1 @@
+"""Repairs: one module for each kind of damage, all by the interface of `workshop`."""

@@ -1,0 +1,107 @@
+"""One repair from the check before it to the check behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from cryptfs.check.context import Context
+from cryptfs.check.finding import Finding, Kind
+from cryptfs.check.repair.keeper import Keeper
+from cryptfs.check.repair.plan import MOUNTABLE, plan
+from cryptfs.check.repair.workshop import Step, Unrepairable, Workshop
+from cryptfs.errors import IntegrityError
+from cryptfs.fs.recovery import recover
+from cryptfs.vault import Vault
+from cryptfs.vault.layout import JOURNAL
+from cryptfs.vault.lock import take_lock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What was done: steps with how they ended ("" is well), and what nothing could be done about."""
+
+    done: list[tuple[Step, str]] = field(default_factory=list)
+    left: list[tuple[Finding, str]] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    kept_in: str = ""
+
+
+@contextlib.contextmanager
+def alone(context: Context) -> Iterator[None]:
+    """Hold the vault's lock: nobody mounts it meanwhile. VaultInUse if somebody has it."""
+    (context.path / JOURNAL).mkdir(mode=context.modes.directory, exist_ok=True)
+    fd = take_lock(context.path, context.modes.file)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def prepare(context: Context, findings: list[Finding]) -> tuple[Workshop, list[Step], Outcome]:
+    """What would be done. Nothing is changed yet."""
+    shop = Workshop(context, Keeper(context.path, context.modes.directory))
+    steps, left = plan(shop, findings)
+    return shop, steps, Outcome(left=left)
+
+
+def carry_out(
+    shop: Workshop, steps: list[Step], outcome: Outcome, on_step: Callable[[Step], None] = lambda step: None
+) -> Outcome:
+    """Do the steps, with `alone` held; a step that fails does not keep the others from being done.
+
+    Between what the vault needs to be mounted and the rest, the journal is put in place, as a mount does.
+    """
+    first = [step for step in steps if step.finding.kind in MOUNTABLE]
+    for step in first:
+        on_step(step)
+        outcome.done.append((step, _do(shop, step)))
+    _put_journal_in_place(shop.context)
+    for step in steps:
+        if step not in first:
+            on_step(step)
+            outcome.done.append((step, _do(shop, step)))
+    outcome.moved = shop.moved
+    outcome.kept_in = shop.keeper.folder.name if shop.keeper.folder else ""
+    return outcome
+
+
+def _do(shop: Workshop, step: Step) -> str:
+    try:
+        step.do(shop)
+    except Unrepairable as reason:
+        return str(reason)
+    except OSError as problem:
+        return problem.strerror or type(problem).__name__
+    return ""
+
+
+def _put_journal_in_place(context: Context) -> None:
+    """What recovery does at the beginning of a mount; the caller holds the lock already."""
+    context.renew()
+    if context.snapshot.findings or not context.snapshot.segments:
+        return
+    # Read-only means without a lock of its own here: `alone` holds it.
+    vault = Vault(context.path, context.vault_id, context.keyring, read_only=True)
+    with contextlib.closing(vault):
+        try:
+            recover(vault)
+        except IntegrityError as problem:
+            log.error("%s", problem)
+    context.renew()
+
+
+def touched(outcome: Outcome) -> frozenset[bytes]:
+    """The places whose content is to be read again."""
+    content = (Kind.CONTENT, Kind.CUT)
+    steps = [step.finding for step, _ in outcome.done]
+    return frozenset(
+        finding.place
+        for finding in [*steps, *(found for found, _ in outcome.left)]
+        if finding.kind in content
+    )
