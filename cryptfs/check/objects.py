@@ -25,6 +25,7 @@ from cryptfs.vault.header import (
     SYMLINK,
     Header,
 )
+from cryptfs.vault.journal import superseded
 
 _TARGET_MAX = 4095
 
@@ -97,7 +98,12 @@ class Reader:
         source: Source = Plain(file, status)
         got = self.content.head(source) if content else self._header_only(source)
         slots = self._judge(got)
-        if slots.header is not None and (records := context.snapshot.pending.get(slots.header.object_id)):
+        header = slots.header
+        if (
+            header is not None
+            and (records := context.snapshot.pending.get(header.object_id))
+            and not superseded(header, records, context.codec)
+        ):
             # What recovery will make of it, or the mount is making of it now.
             source = Overlaid(Plain(file, status), records)
             got = self.content.head(source) if content else self._header_only(source)

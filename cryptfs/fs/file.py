@@ -280,7 +280,7 @@ class File:
                 self.header.flags |= FLAG_SPARSE
                 self.header_changed = True
                 if not self.durable:
-                    self._place_header()
+                    self._promise_holes()
             # Nothing but a hole may lie there: what a cut left behind goes first.
             self._cut_to(geometry.offset(old_last + 1))
             self._chunks.placed_up_to(new_last, False, chunk)
@@ -295,6 +295,15 @@ class File:
             self.flush()
             self.committer.journal.sync()
             self.apply()
+
+    def _promise_holes(self) -> None:
+        """The header that says so, before there is one."""
+        if self.committer.journal.live(self.header.object_id):
+            self._journal([])
+            self.committer.journal.sync()
+            self.apply()
+        else:
+            self._place_header()
 
     def truncate(self, size: int) -> None:
         """Make the file `size` bytes long."""
@@ -449,7 +458,8 @@ class File:
                 self._dirty[last] = self._load(last) if self.size else bytearray()
             self._write_out()
             if self.header_changed:
-                if self.durable and self.committer.journal.live(self.header.object_id):
+                if self.committer.journal.live(self.header.object_id):
+                    # Never in place before it is in the journal: by that recovery knows which is newer.
                     self._journal([])
                 else:
                     self._place_header()

@@ -26,7 +26,7 @@ from cryptfs.vault.header import (
     HeaderInvalid,
     HeaderMissing,
 )
-from cryptfs.vault.journal import Record
+from cryptfs.vault.journal import Record, superseded
 from cryptfs.vault.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,10 @@ class Objects:
         """What the object would be after recovery, for a vault that must not be changed."""
         chunks: dict[int, Buffer] = {}
         for object_id in {area[at + 24 : at + 40] for at in SLOT_OFFSETS}:
-            for record in self._overlays.get(object_id, []):
+            records = self._overlays.get(object_id, [])
+            if records and self._is_newer(area, records):
+                continue
+            for record in records:
                 if record.length is not None:
                     length = record.length
                     chunks = {at: data for at, data in chunks.items() if at < length}
@@ -161,6 +164,13 @@ class Objects:
                         chunks[offset] = data
                         length = max(length, offset + len(data))
         return area, length, chunks
+
+    def _is_newer(self, area: bytes, records: list[Record]) -> bool:
+        try:
+            header, _ = self._vault.codec.read(area)
+        except (HeaderMissing, HeaderInvalid):
+            return False
+        return superseded(header, records, self._vault.codec)
 
     # -- attributes ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import os
 from cryptfs.errors import IntegrityError
 from cryptfs.vault.diskio import fsync_path, pread_all, syncfs
 from cryptfs.vault.header import READ_SIZE, HeaderInvalid, HeaderMissing
-from cryptfs.vault.journal import Record, pending_records, segments
+from cryptfs.vault.journal import Record, pending_records, segments, superseded
 from cryptfs.vault.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,12 @@ _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 def overlays(vault: Vault) -> dict[bytes, list[Record]]:
     """For a vault that must not be changed: the records to read over each object."""
+    return _by_object(_pending(vault))
+
+
+def _by_object(records: list[Record]) -> dict[bytes, list[Record]]:
     found: dict[bytes, list[Record]] = {}
-    for record in _pending(vault):
+    for record in records:
         found.setdefault(record.object_id, []).append(record)
     return found
 
@@ -38,7 +42,8 @@ def recover(vault: Vault) -> dict[bytes, list[Record]]:
     if vault.state.found_open or names:
         # What the last session wrote may be in the page cache alone, if only the program died.
         syncfs(vault.tree_fd)
-    applied = sum(_apply(vault, record) for record in records)
+    of_object = _by_object(records)
+    applied = sum(_apply(vault, record, of_object[record.object_id]) for record in records)
     if names:
         syncfs(vault.tree_fd)
         for name in names:
@@ -64,8 +69,8 @@ def _pending(vault: Vault) -> list[Record]:
         ) from None
 
 
-def _apply(vault: Vault, record: Record) -> bool:
-    """Put one record in place; False if its object is gone."""
+def _apply(vault: Vault, record: Record, of_object: list[Record]) -> bool:
+    """Put one of an object's records in place; False if the object is gone, or newer than all of them."""
     try:
         fd = os.open(record.path, _OPEN, dir_fd=vault.tree_fd)
     except (FileNotFoundError, NotADirectoryError):
@@ -75,7 +80,7 @@ def _apply(vault: Vault, record: Record) -> bool:
             header, _ = vault.codec.read(pread_all(fd, READ_SIZE, 0))
         except (HeaderMissing, HeaderInvalid):
             return False
-        if header.object_id != record.object_id:
+        if header.object_id != record.object_id or superseded(header, of_object, vault.codec):
             return False
         record.apply(fd)
         return True

@@ -12,13 +12,14 @@ every object in it is settled.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import re
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cryptfs.crypto.aead import PREFIX_SIZE, TAG_SIZE, InvalidTag, Xaes
@@ -27,6 +28,8 @@ from cryptfs.vault.header import (
     AREA_SIZE,
     READ_SIZE,
     SEGMENT,
+    SLOT_OFFSETS,
+    SLOT_SIZE,
     Header,
     HeaderCodec,
     HeaderInvalid,
@@ -363,3 +366,19 @@ def pending_records(path: str, codec: HeaderCodec) -> list[Record]:
             else:
                 found = [record for record in found if record.object_id != item]
     return found
+
+
+def superseded(header: Header, records: Iterable[Record], codec: HeaderCodec) -> bool:
+    """Whether an object file with this header in place is newer than all these records of it.
+
+    No crash leaves it so: as long as recovery would apply anything to an object, each of its headers
+    stands in the journal before it stands in place. But a backup of a vault in use reads the journal at
+    one time and the file later, when more was written to it: the records must not go over that.
+    """
+    newest = 0
+    for record in records:
+        for offset, data in record.extents:
+            if offset in SLOT_OFFSETS and len(data) == SLOT_SIZE:
+                with contextlib.suppress(HeaderInvalid):
+                    newest = max(newest, codec.unpack(bytes(data)).generation)
+    return 0 < newest < header.generation

@@ -39,7 +39,8 @@ def create_tree(
     """
     permissions = modes(backup_group)
     os.chmod(path, permissions.directory)
-    for name in (TREE, DIRS, JOURNAL, XATTR):
+    # In the order in which a copy of a vault in use should be read: some tools go by inode numbers.
+    for name in (DIRS, JOURNAL, TREE, XATTR):
         folder = path / name
         folder.mkdir(mode=permissions.directory)
         os.chmod(folder, permissions.directory)

@@ -648,6 +648,17 @@ class Extractor:
         file = source.open("rb")
         if inode not in self.overlay:
             return file
+        here = parse_area(file.read(AREA), self.vault)
+        file.seek(0)
+        carried = [
+            parse_slot(data, self.vault)
+            for record in self.overlay[inode]
+            for offset, data in record.writes
+            if offset in (0, 4096) and len(data) == HEADER.size
+        ]
+        generations = [header.generation for header in carried if header]
+        if here and generations and here.generation > max(generations):
+            return file  # copied from a vault in use, later than the journal
         copy = tempfile.TemporaryFile()
         with file:
             shutil.copyfileobj(file, copy)
