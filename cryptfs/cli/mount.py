@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import logging
 import os
 import pwd
 import re
@@ -70,6 +71,14 @@ class Duration(click.ParamType[float]):
     metavar="FLAG",
     help="A flag of mount(8): noexec, noatime, … (may be repeated).",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    metavar="FOLDER",
+    help="Where this computer remembers what is in its vaults, on a local disk. "
+    "Default: CRYPTFS_STATE_DIR, or /var/lib/cryptfs for root, ~/.local/state/cryptfs for others.",
+)
+@click.option("--no-index", is_flag=True, help="Read names and attributes from the vault each time.")
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @secret_options
 def command(
@@ -83,6 +92,8 @@ def command(
     idle_timeout: float | None,
     log_target: str | None,
     flags: tuple[str, ...],
+    state_dir: Path | None,
+    no_index: bool,
     verbose: bool,
     source: SecretSource,
 ) -> None:
@@ -120,6 +131,7 @@ def command(
     )
     if log_target not in (None, "syslog", "journal"):
         log_target = os.path.abspath(str(log_target))
+    state_dir = None if state_dir is None else state_dir.absolute()
 
     def run(ready: Callable[[], None]) -> None:
         # In the daemon: locks, threads and memory maps do not survive a fork.
@@ -134,12 +146,27 @@ def command(
             read_only=read_only,
             backup_group=unlocked.config.backup_group,
         )
-        serve(FileSystem(opened, FsOptions(xattrs=xattrs)), options, ready)
+        remembered, why_not = remembered_at(unlocked.vault_id, state_dir, (vault, Path(place)))
+        fs_options = FsOptions(xattrs=xattrs, index=not no_index)
+        serve(FileSystem(opened, fs_options, place=remembered, why_not=why_not), options, ready)
 
     if foreground:
         daemon.in_foreground(run)
     else:
         daemon.in_background(run)
+
+
+def remembered_at(
+    vault_id: bytes, state_dir: Path | None, outside: tuple[Path, ...]
+) -> tuple[Path | None, str]:
+    """Where this computer keeps what it remembers of a vault; None and the reason if it cannot."""
+    from cryptfs.index import place
+
+    try:
+        return place.prepare(vault_id, state_dir, outside=outside), ""
+    except place.Unavailable as error:
+        logging.getLogger(__name__).warning("without a memory of what was in the vault: %s", error)
+        return None, str(error)
 
 
 def parse_owner(text: str) -> Owner:

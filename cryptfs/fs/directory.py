@@ -50,6 +50,16 @@ def eio() -> OSError:
     return OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+def lower_name(names: NameCipher, name: bytes) -> tuple[bytes, bytes | None]:
+    """The entry of a plaintext name, and the text of a long name or None."""
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    text = names.encrypt(name)
+    if len(text) <= NAME_MAX:
+        return text, None
+    return long_entry(text), text
+
+
 class Directory:
     """One ciphertext directory, open. Not safe for several threads at once."""
 
@@ -63,12 +73,7 @@ class Directory:
 
     def lower_name(self, name: bytes) -> tuple[bytes, bytes | None]:
         """The entry of a plaintext name, and the text of a long name or None."""
-        if len(name) > NAME_MAX:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        text = self.names.encrypt(name)
-        if len(text) <= NAME_MAX:
-            return text, None
-        return long_entry(text), text
+        return lower_name(self.names, name)
 
     def plain_name(self, lname: bytes) -> bytes:
         """The plaintext of an entry; NameInvalid if it does not decrypt."""

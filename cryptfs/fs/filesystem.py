@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cryptfs.errors import IntegrityError
@@ -24,6 +24,9 @@ from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.file import File
 from cryptfs.fs.freezing import Freezer
 from cryptfs.fs.gate import Gate
+from cryptfs.fs.indexing import open_knowledge
+from cryptfs.fs.knowledge import Knowledge
+from cryptfs.fs.listing import Listing
 from cryptfs.fs.namespace import Namespace, error
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
@@ -32,28 +35,20 @@ from cryptfs.fs.recovery import overlays, recover
 from cryptfs.fs.renaming import Renamer
 from cryptfs.fs.types import Attr, Owner, SetAttr, StatFs
 from cryptfs.fs.xattrs import ExtendedAttributes
-from cryptfs.vault.names import NAME_MAX, NameInvalid
+from cryptfs.vault.names import NAME_MAX
 from cryptfs.vault.vault import Vault
-
-log = logging.getLogger(__name__)
-
-
-class _Listing:
-    """One opendir: the entries as they were when it was (re)wound, and what was offered last."""
-
-    __slots__ = ("lnames", "node", "offered")
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.lnames: list[bytes] | None = None
-        self.offered: dict[int, Node] = {}
 
 
 class FileSystem:
     """Files and directories over an unlocked vault. Recovers from an unclean stop when made."""
 
-    def __init__(self, vault: Vault, options: FsOptions | None = None) -> None:
+    def __init__(
+        self, vault: Vault, options: FsOptions | None = None, *, place: Path | None = None, why_not: str = ""
+    ) -> None:
         """Takes the vault over: it is closed by `close`, or at once if this raises.
+
+        `place` is where this host keeps what it remembers of the vault (`cryptfs.index.place.prepare`), or
+        None, and `why_not` the reason.
 
         Raises IntegrityError if the journal, the session state or the root directory is damaged.
         """
@@ -61,14 +56,17 @@ class FileSystem:
         self.options = options or FsOptions()
         self._lock = threading.RLock()
         self._handles: dict[int, File] = {}
-        self._listings: dict[int, _Listing] = {}
+        self._listings: dict[int, Listing] = {}
         self._numbers = itertools.count(1)
         self._read_bytes = self._written_bytes = 0
         self._directories = DirectoryCache(vault)
+        self.knowledge = Knowledge()
         try:
+            self.knowledge = open_knowledge(vault, place, wanted=self.options.index, why_not=why_not)
             self._begin()
         except BaseException:
             self._directories.close()
+            self.knowledge.close(None)
             vault.close()
             raise
 
@@ -81,15 +79,19 @@ class FileSystem:
         self._committer.gate = self._freezer.gate
         self._committer.hold, self._committer.let_go = self._hold, self._let_go
         self._committer.open_files = self._files
-        self._objects = Objects(vault, self._nodes, self._directories, self._committer, pending)
+        self._objects = Objects(
+            vault, self._nodes, self._directories, self._committer, pending, self.knowledge
+        )  # fmt: skip
+        self.knowledge.bind(self._lock, self._nodes, self._directories, self._objects)
         self._names = Namespace(
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer,
-            SmallChunks(self.options.small_chunk_patterns),
+            SmallChunks(self.options.small_chunk_patterns), self.knowledge,
         )  # fmt: skip
         self._xattrs = ExtendedAttributes(vault.xattrs, self._objects, self._directories, self.options.xattrs)
         self._renamer = Renamer(
-            vault, self._lock, self._nodes, self._directories, self._objects, self._committer, self._names
-        )
+            vault, self._lock, self._nodes, self._directories, self._objects, self._committer, self._names,
+            self.knowledge,
+        )  # fmt: skip
         # The root must open, else there is nothing to serve.
         try:
             self._directories.get(self._nodes.root)
@@ -155,6 +157,7 @@ class FileSystem:
     def _set_directory(self, node: Node, change: SetAttr) -> Attr:
         if change.size is not None:
             raise error(errno.EISDIR)
+        self.knowledge.directory_changed(node)
         directory = self._directories.get(node)
         if change.mode is not None or change.uid is not None or change.gid is not None:
             header = directory.header.copy()
@@ -242,35 +245,15 @@ class FileSystem:
             if not node.is_dir:
                 raise error(errno.ENOTDIR)
             number = next(self._numbers)
-            self._listings[number] = _Listing(node)
+            self._listings[number] = Listing(node, self._directories, self._objects, self.knowledge)
             return number
 
-    def readdir(self, dh: int, offset: int) -> Iterator[tuple[bytes, Attr, int]]:
+    def readdir(self, dh: int, offset: int) -> Generator[tuple[bytes, Attr, int], None, None]:
         """Entries after `offset`; an entry that is damaged has no links (`nlink` 0) and no size."""
         listing = self._listings[dh]
         with self._lock:
-            listing.offered.clear()
             self._directories.trim()
-            directory = self._directories.get(listing.node)
-            if offset == 0 or listing.lnames is None:
-                listing.lnames = directory.entries()
-            for position in range(offset, len(listing.lnames)):
-                lname = listing.lnames[position]
-                try:
-                    name = directory.plain_name(lname)
-                    node, attr = self._objects.look(listing.node, directory, lname)
-                except FileNotFoundError:
-                    continue  # removed meanwhile
-                except NameInvalid:
-                    log.error("a name does not decrypt in its directory: it is not shown")
-                    continue
-                except OSError as problem:
-                    if problem.errno != errno.EIO:
-                        raise
-                    yield name, _DAMAGED, position + 1
-                    continue
-                listing.offered[node.ino] = node
-                yield name, attr, position + 1
+            yield from listing.entries(offset)
 
     def releasedir(self, dh: int) -> None:
         with self._lock:
@@ -476,26 +459,27 @@ class FileSystem:
             "journal_bytes": self.vault.journal.size,
             "dirty_bytes": sum(file.dirty_bytes() for file in set(self._handles.values())),
             "unclean_sessions": len(self.vault.state.unclean),
+            "index": self.knowledge.status(),
         }
 
     def close(self) -> None:
         """Sync everything, record a clean stop, and close the vault."""
         self.thaw()
         self._committer.stop()
+        ended: int | None = None
         try:
             if not self.vault.read_only:
                 self.sync()
                 self.vault.state.end()
+                ended = self.vault.session
         finally:
             with self._lock:
                 for file in self._files():
                     file.close()
                 self._directories.close()
+            self.knowledge.close(ended)
             self.vault.close()
 
     def _require_writable(self) -> None:
         if self.vault.read_only:
             raise error(errno.EROFS)
-
-
-_DAMAGED = Attr(0, stat.S_IFREG, 0, 0, 0, 0, 0, 0, 0, 0, 0)

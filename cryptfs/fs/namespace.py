@@ -16,6 +16,7 @@ import time
 from cryptfs.fs.commit import Committer
 from cryptfs.fs.directory import Directory, DirectoryCache
 from cryptfs.fs.file import File
+from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import SmallChunks
@@ -47,6 +48,7 @@ class Namespace:
         objects: Objects,
         committer: Committer,
         small_chunks: SmallChunks,
+        knowledge: Knowledge,
     ) -> None:
         self._vault = vault
         self._lock = lock
@@ -55,23 +57,36 @@ class Namespace:
         self._objects = objects
         self._committer = committer
         self._small_chunks = small_chunks
+        self._knowledge = knowledge
 
     def enter(self, parent: int) -> tuple[Node, Directory]:
         """The node and the open directory of an inode; ENOTDIR or ENOENT if it is none any more."""
         self._directories.trim()
-        node = self._nodes.get(parent)
+        node = self._directory(parent)
+        return node, self._directories.get(node)
+
+    def _change(self, parent: int) -> tuple[Node, Directory]:
+        """The same, of a directory that is about to be changed."""
+        node, directory = self.enter(parent)
+        self._knowledge.directory_changed(node)
+        return node, directory
+
+    def _directory(self, ino: int) -> Node:
+        node = self._nodes.get(ino)
         if not node.is_dir:
             raise error(errno.ENOTDIR)
         if node.dead:
             raise error(errno.ENOENT)
-        return node, self._directories.get(node)
+        return node
 
     def lookup(self, parent: int, name: bytes) -> Attr:
         with self._lock:
-            node, directory = self.enter(parent)
-            found, attr = self._objects.look(node, directory, directory.lower_name(name)[0])
-            self._nodes.reference(found)
-            return attr
+            known = self._knowledge.find(self._directory(parent), name)
+            if known is None:
+                node, directory = self.enter(parent)
+                known = self._objects.look(node, directory, directory.lower_name(name)[0], name)
+            self._nodes.reference(known[0])
+            return known[1]
 
     # -- making ----------------------------------------------------------------------------------
 
@@ -97,7 +112,7 @@ class Namespace:
         The status is that of its object file.
         """
         with self._lock:
-            node, directory = self.enter(parent)
+            node, directory = self._change(parent)
             log2 = SMALL_CHUNK_LOG2 if self._small_chunks(name) else DEFAULT_CHUNK_LOG2
             header = self._header(FILE, log2, mode, owner, directory.header)
             return self._make(node, directory, name, header)
@@ -112,7 +127,7 @@ class Namespace:
             fd = os.open(lname, _CREATE, self._vault.modes.file, dir_fd=directory.fd)
         except FileExistsError:
             try:
-                self._objects.look(parent, directory, lname)
+                self._objects.look(parent, directory, lname, name)
             except FileNotFoundError:  # it was a remnant of a power cut, now gone
                 fd = os.open(lname, _CREATE, self._vault.modes.file, dir_fd=directory.fd)
             else:
@@ -130,19 +145,20 @@ class Namespace:
         node.file = file
         self._nodes.reference(node)
         self._committer.places.entry_changed(parent)
+        self._knowledge.made(parent, lname, name, node)
         return file, st
 
     def symlink(self, parent: int, name: bytes, target: bytes, owner: Owner) -> Attr:
         if len(target) > SYMLINK_MAX:
             raise error(errno.ENAMETOOLONG)
         with self._lock:
-            node, directory = self.enter(parent)
+            node, directory = self._change(parent)
             header = self._header(SYMLINK, SMALL_CHUNK_LOG2, 0o777, owner, directory.header)
             return self._finish(self._make(node, directory, name, header)[0], target)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, owner: Owner) -> Attr:
         with self._lock:
-            node, directory = self.enter(parent)
+            node, directory = self._change(parent)
             kind = KIND_OF_TYPE.get(stat.S_IFMT(mode) or stat.S_IFREG)
             rdev = rdev if kind in (CHAR, BLOCK) else 0
             if kind is None or kind in (DIRECTORY, SYMLINK):
@@ -165,6 +181,7 @@ class Namespace:
             assert node.parent is not None
             directory = self._directories.get(node.parent)
             os.unlink(node.lname, dir_fd=directory.fd)
+            self._knowledge.gone(node.parent, node.lname)
             directory.drop_long(node.lname)
             file.orphaned(node.parent)
             node.dead = True
@@ -176,7 +193,7 @@ class Namespace:
     def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Attr:
         """On disk: the directory, then its header in it, then the copy; without a header it is a remnant."""
         with self._lock:
-            node, directory = self.enter(parent)
+            node, directory = self._change(parent)
             header = self._header(DIRECTORY, 0, mode, owner, directory.header)
             lname, text = directory.lower_name(name)
             directory.add_long(lname, text, self._vault.modes.file)
@@ -206,6 +223,8 @@ class Namespace:
             self._directories.insert(made.ino, Directory(fd, header, 0))
             self._nodes.reference(made)
             self._committer.places.entry_changed(node)
+            self._knowledge.made(node, lname, name, made)
+            self._knowledge.directory_made(made, header)
             return self._objects.directory_attr(made, header, st)
 
     def _clear_remnant(self, parent: Node, directory: Directory, lname: bytes) -> None:
@@ -239,7 +258,7 @@ class Namespace:
 
     def link(self, ino: int, parent: int, name: bytes) -> Attr:
         with self._lock:
-            node, directory = self.enter(parent)
+            node, directory = self._change(parent)
             source = self._nodes.get(ino)
             if source.is_dir:
                 raise error(errno.EPERM)
@@ -249,6 +268,8 @@ class Namespace:
             lname, text = directory.lower_name(name)
             directory.add_long(lname, text, self._vault.modes.file)
             os.link(source.lname, lname, src_dir_fd=above.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+            self._knowledge.shared(source)
+            self._knowledge.made(node, lname, name, source)
             self._committer.places.entry_changed(node, source.parent)
             source.seen_at(node, lname)
             file = self._objects.open(source)
@@ -263,7 +284,7 @@ class Namespace:
 
     def unlink(self, parent: int, name: bytes) -> None:
         with self._lock:
-            node, directory = self.enter(parent)
+            node, directory = self._change(parent)
             lname, _ = directory.lower_name(name)
             st = os.stat(lname, dir_fd=directory.fd, follow_symlinks=False)
             if stat.S_ISDIR(st.st_mode):
@@ -272,6 +293,7 @@ class Namespace:
             if st.st_nlink > 1:
                 self._settle_links(target)
             os.unlink(lname, dir_fd=directory.fd)
+            self._knowledge.gone(node, lname)
             directory.drop_long(lname)
             self._committer.places.entry_changed(node)
             self.gone(self._nodes.number(st.st_ino), target, st.st_nlink, node, lname)
@@ -301,14 +323,15 @@ class Namespace:
     def rmdir(self, parent: int, name: bytes) -> None:
         """On disk: the header goes first; a directory without header and entries is a remnant."""
         with self._lock:
-            node, directory = self.enter(parent)
+            node, directory = self._change(parent)
             lname, _ = directory.lower_name(name)
-            found, _attr = self._objects.look(node, directory, lname)
+            found, _attr = self._objects.look(node, directory, lname, name)
             if not found.is_dir:
                 raise error(errno.ENOTDIR)
             inner = self._directories.get(found)
             self.require_empty(found, inner)
             self.remove_directory(found, inner, directory, lname)
+            self._knowledge.gone(node, lname)
             directory.drop_long(lname)
             self._committer.places.entry_changed(node)
 
@@ -330,6 +353,7 @@ class Namespace:
             if leftover.startswith((TEMP_PREFIX, LONG_PREFIX)):
                 self._unlink_quietly(leftover, inner.fd)
         self._unlink_quietly(DIR_HEADER, inner.fd)
+        self._knowledge.uncertain(node)
         try:
             os.rmdir(lname, dir_fd=above.fd)
         except OSError:
@@ -338,3 +362,4 @@ class Namespace:
         node.dead = True
         self._directories.discard(node.ino)
         self._committer.places.directory_gone(node.ino)
+        self._knowledge.directory_gone(node)

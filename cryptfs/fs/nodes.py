@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,12 +27,13 @@ class Node:
     """One inode: its place (parent and ciphertext name) and its content while in use."""
 
     __slots__ = (
+        "_lname",
         "dead",
         "file",
         "generation",
         "ino",
         "is_dir",
-        "lname",
+        "lazy_name",
         "lookups",
         "mode",
         "others",
@@ -42,7 +43,9 @@ class Node:
     def __init__(self, ino: int, parent: Node | None, lname: bytes, is_dir: bool) -> None:
         self.ino = ino
         self.parent = parent
-        self.lname = lname
+        self._lname = lname
+        self.lazy_name: Callable[[], bytes] | None = None
+        """Makes the ciphertext name when somebody wants it, where the index gave the plaintext one only."""
         self.is_dir = is_dir
         self.others: set[tuple[Node, bytes]] | None = None
         """Further places of a file with several names, as far as somebody looked them up."""
@@ -53,6 +56,17 @@ class Node:
         self.dead = False
         """The last name is gone; the number may come back as another object."""
         self.file: File | None = None
+
+    @property
+    def lname(self) -> bytes:
+        """The ciphertext name of the place."""
+        if self.lazy_name is not None:
+            self._lname, self.lazy_name = self.lazy_name(), None
+        return self._lname
+
+    @lname.setter
+    def lname(self, lname: bytes) -> None:
+        self._lname, self.lazy_name = lname, None
 
     def move(self, parent: Node, lname: bytes) -> None:
         """The name at the node's place was changed to this one."""
@@ -135,6 +149,16 @@ class NodeTable:
                 self._nodes[ino] = fresh
             return fresh
         node.seen_at(parent, lname)
+        return node
+
+    def served(
+        self, ino: int, parent: Node, lname: bytes, lazy_name: Callable[[], bytes] | None, is_dir: bool
+    ) -> Node:
+        """The node of an entry that the index knows, without a reference taken."""
+        node = self._nodes.get(ino)
+        if node is None or node.dead or node.parent is None:
+            node = self.place(ino, parent, lname, is_dir)
+            node.lazy_name = lazy_name
         return node
 
     def reference(self, node: Node) -> None:

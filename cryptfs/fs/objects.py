@@ -12,6 +12,7 @@ from cryptfs.fs.chunks import Buffer
 from cryptfs.fs.commit import Committer
 from cryptfs.fs.directory import Directory, DirectoryCache, eio
 from cryptfs.fs.file import File
+from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.nodes import Node, NodeTable, stale
 from cryptfs.fs.types import Attr
 from cryptfs.vault.content import Geometry
@@ -55,6 +56,11 @@ def plain_size(header: Header, length: int) -> int | None:
     return 0
 
 
+def plain_size_of(mode: int, chunk_log2: int, length: int) -> int | None:
+    """The same, of an object whose type is in `mode`."""
+    return _GEOMETRIES[chunk_log2].plain_size(length) if stat.S_ISREG(mode) or stat.S_ISLNK(mode) else 0
+
+
 class Objects:
     """Reads headers, builds attributes, opens content. The caller holds the namespace lock."""
 
@@ -65,20 +71,23 @@ class Objects:
         directories: DirectoryCache,
         committer: Committer,
         overlays: dict[bytes, list[Record]],
+        knowledge: Knowledge,
     ) -> None:
         self._vault = vault
         self._nodes = nodes
         self._directories = directories
         self._committer = committer
         self._overlays = overlays
+        self._knowledge = knowledge
         self._access = os.O_RDONLY if vault.read_only else os.O_RDWR
 
     # -- entries -----------------------------------------------------------------------------
 
-    def look(self, parent: Node, directory: Directory, lname: bytes) -> tuple[Node, Attr]:
-        """The node and attributes of an entry, without a reference.
+    def look(self, parent: Node, directory: Directory, lname: bytes, name: bytes = b"") -> tuple[Node, Attr]:
+        """The node and attributes of an entry as its ciphertext has them, without a reference.
 
-        FileNotFoundError if there is none (or only a remnant of a power cut), EIO if it is damaged.
+        `name` is the plaintext name where the caller knows it. FileNotFoundError if there is none (or
+        only a remnant of a power cut), EIO if it is damaged.
         """
         fd = os.open(lname, os.O_RDONLY | _OPEN, dir_fd=directory.fd)
         keep = False
@@ -88,8 +97,9 @@ class Objects:
             if stat.S_ISREG(st.st_mode):
                 node = self._nodes.place(ino, parent, lname, False)
                 if node.file is not None:
+                    self._knowledge.looked(parent, directory, lname, name, node, None, st, 0)
                     return node, self.file_attr(node.file, st)
-                return node, self._object_attr(node, directory, fd, st)
+                return node, self._object_attr(parent, node, directory, fd, st, lname, name)
             if not stat.S_ISDIR(st.st_mode):
                 raise eio()
             node = self._nodes.place(ino, parent, lname, True)
@@ -98,32 +108,63 @@ class Objects:
                 header, slot = self._directories.read_header(fd, directory.header.object_id)
                 known = self._directories.insert(ino, Directory(fd, header, slot))
                 keep = True
-            return node, self.directory_attr(node, known.header, st)
+            attr = self.directory_attr(node, known.header, os.fstat(fd))  # reading it may have repaired it
+            self._knowledge.directory_listed(parent, lname, name, node)
+            return node, attr
         except Ghost:
-            self._bury(directory, lname)
+            self._bury(parent, directory, lname)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
         finally:
             if not keep:
                 os.close(fd)
 
-    def _bury(self, directory: Directory, lname: bytes) -> None:
+    def inspect(self, directory: Directory, lname: bytes) -> tuple[Header, os.stat_result, int] | None:
+        """Header, status and plaintext size of a file that is not in use, changing nothing.
+
+        None for a directory and for a file in use; EIO where it is damaged, FileNotFoundError.
+        """
+        fd = os.open(lname, os.O_RDONLY | _OPEN, dir_fd=directory.fd)
+        try:
+            st = os.fstat(fd)
+            node = self._nodes.find(self._nodes.number(st.st_ino))
+            if stat.S_ISDIR(st.st_mode) or (node is not None and node.file is not None):
+                return None
+            lower = self._read_lower(fd, st)
+        except Ghost:
+            raise eio() from None
+        finally:
+            os.close(fd)
+        size = plain_size(lower.header, lower.length)
+        if size is None:
+            raise eio()
+        return lower.header, st, size
+
+    def _bury(self, parent: Node, directory: Directory, lname: bytes) -> None:
         """Remove a remnant: it holds nothing that could ever be read."""
         log.warning("an object that was being created when the power failed was never synced and is gone")
         if self._vault.changeable:
             os.unlink(lname, dir_fd=directory.fd)
+            self._knowledge.gone(parent, lname)
 
-    def _object_attr(self, node: Node, directory: Directory, fd: int, st: os.stat_result) -> Attr:
+    def _object_attr(
+        self, parent: Node, node: Node, directory: Directory, fd: int, st: os.stat_result, lname: bytes,
+        name: bytes,
+    ) -> Attr:  # fmt: skip
         lower = self._read_lower(fd, st)
         header = lower.header
         size = plain_size(header, lower.length)
         if size is None or self._vault.state.suspects(header):
+            self._knowledge.looked(parent, directory, lname, name, node, None, st, 0)
             file = self._file(node, os.open(node.lname, self._access | _OPEN, dir_fd=directory.fd), lower)
             try:
                 if self._vault.changeable:
                     file.flush()
                 size = file.size
+                st = os.fstat(fd)
             finally:
                 self.drop(file)
+        else:
+            self._knowledge.looked(parent, directory, lname, name, node, header, st, size)
         return _attr(node, header, st, size)
 
     def _read_lower(self, fd: int, st: os.stat_result) -> Lower:
@@ -176,10 +217,12 @@ class Objects:
 
     def directory_attr(self, node: Node, header: Header, st: os.stat_result) -> Attr:
         node.mode = header.st_mode
-        return Attr(
+        attr = Attr(
             node.ino, node.mode, st.st_nlink, header.uid, header.gid, 0, st.st_size, st.st_blocks,
             st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns, node.generation,
         )  # fmt: skip
+        self._knowledge.directory_looked(node, header, attr)
+        return attr
 
     def write_directory(self, node: Node, directory: Directory, header: Header) -> None:
         """Give a directory a changed header, and its copy as well."""
@@ -189,6 +232,7 @@ class Objects:
         directory.header = header
         above = self._directories.get(node.parent).header.object_id if node.parent else bytes(16)
         self._committer.places.header_written(node.ino, self._vault.codec.pack(header), above)
+        self._knowledge.directory_changed(node)
 
     def file_attr(self, file: File, st: os.stat_result | None = None) -> Attr:
         """The attributes of a file in use: what it will be, not what is on disk."""
@@ -202,6 +246,9 @@ class Objects:
         if node.dead:
             # Deleted and not open: the kernel may still ask, and write its times back.
             return Attr(node.ino, node.mode, 0, 0, 0, 0, 0, 0, 0, 0, 0, node.generation)
+        known = self._knowledge.attr(node)
+        if known is not None:
+            return known
         if node.is_dir:
             directory = self._directories.get(node)
             return self.directory_attr(node, directory.header, os.fstat(directory.fd))
@@ -283,6 +330,7 @@ class Objects:
         """Close a file that nobody has open, unless the committer still needs it."""
         if file.handles == 0 and not self._committer.needs(file) and file.node.file is file:
             self._committer.closing(file)
+            self._knowledge.closing(file)
             file.node.file = None
             file.close()
             self._nodes.release(file.node)

@@ -37,9 +37,13 @@ SMALL_CHUNK_PATTERNS = (
 
 @dataclass(frozen=True)
 class FsOptions:
-    """`xattrs` turns extended attributes on; the patterns are shell patterns of file names."""
+    """`xattrs` turns extended attributes on, `index` allows a metadata index.
+
+    The patterns are shell patterns of file names.
+    """
 
     xattrs: bool = False
+    index: bool = True
     small_chunk_patterns: tuple[str, ...] = SMALL_CHUNK_PATTERNS
 
 

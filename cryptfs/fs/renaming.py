@@ -16,6 +16,7 @@ from typing import NamedTuple
 from cryptfs.fs.commit import Committer
 from cryptfs.fs.directory import Directory, DirectoryCache
 from cryptfs.fs.file import File
+from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.namespace import Namespace, error
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
@@ -46,6 +47,7 @@ class Renamer:
         objects: Objects,
         committer: Committer,
         names: Namespace,
+        knowledge: Knowledge,
     ) -> None:
         self._vault = vault
         self._lock = lock
@@ -54,6 +56,7 @@ class Renamer:
         self._objects = objects
         self._committer = committer
         self._names = names
+        self._knowledge = knowledge
 
     def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """As renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
@@ -90,13 +93,15 @@ class Renamer:
         if not new_node.is_dir:
             raise error(errno.ENOTDIR)
         new_dir = self._directories.get(new_node)
+        self._knowledge.directory_changed(old_node)
+        self._knowledge.directory_changed(new_node)
         old_lname, _ = old_dir.lower_name(old_name)
         new_lname, new_text = new_dir.lower_name(new_name)
-        source, _ = self._objects.look(old_node, old_dir, old_lname)
+        source, _ = self._objects.look(old_node, old_dir, old_lname, old_name)
         target: Node | None = None
         links = 0
         try:
-            target, attr = self._objects.look(new_node, new_dir, new_lname)
+            target, attr = self._objects.look(new_node, new_dir, new_lname, new_name)
             links = attr.nlink
         except FileNotFoundError:
             pass
@@ -113,10 +118,18 @@ class Renamer:
                 return _Wait(False, [], [])  # a write has just come in between
             if not exchange:
                 new_dir.add_long(new_lname, new_text, self._vault.modes.file)
-            self._lower(old_dir, old_lname, new_dir, new_lname, target, exchange)
+            try:
+                self._lower(old_dir, old_lname, new_dir, new_lname, target, exchange)
+            except OSError:
+                self._knowledge.uncertain(old_node)
+                self._knowledge.uncertain(new_node)
+                raise
             self._moved(source, new_node, new_lname)
+            self._knowledge.gone(old_node, old_lname)
+            self._knowledge.made(new_node, new_lname, new_name, source)
             if exchange and target is not None:
                 self._moved(target, old_node, old_lname)
+                self._knowledge.made(old_node, old_lname, old_name, target)
         self._committer.places.entry_changed(new_node, old_node)
         if exchange:
             self._committer.places.entry_changed(old_node, new_node)

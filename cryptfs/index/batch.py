@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from cryptfs.index.environment import Environment, Item, Unavailable, ValueDamaged
+from cryptfs.index.environment import Environment, Item, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -59,32 +59,47 @@ class Batch:
                 self.flush()
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a record, or None: also where it is damaged or cannot be read."""
+        """The value of a record, or None. Raises ValueDamaged, Unavailable."""
         with self._lock:
             for layer in (self._pending, self._committing):
                 if key in layer:
                     return layer[key]
-        try:
-            return self.environment.get(key)
-        except (ValueDamaged, Unavailable):
-            return None
+        return self.environment.get(key)
 
     def scan(self, prefix: bytes) -> dict[bytes, bytes]:
         """All records whose keys begin with `prefix`. Raises ValueDamaged, Unavailable."""
-        with self._lock:
-            # In this order, and before the environment: what is committed meanwhile is in both.
-            layers = [
-                [item for item in layer.items() if item[0].startswith(prefix)] if layer else []
-                for layer in (self._committing, self._pending)
-            ]
+        layered = self._layered(prefix)
         found = dict(self.environment.scan(prefix))
-        for layer in layers:
-            for key, value in layer:
-                if value is None:
-                    found.pop(key, None)
-                else:
-                    found[key] = value
+        for key, value in layered:
+            if value is None:
+                found.pop(key, None)
+            else:
+                found[key] = value
         return found
+
+    def keys(self, prefix: bytes) -> list[bytes]:
+        """The keys of all records that begin with `prefix`. Raises Unavailable."""
+        layered = self._layered(prefix)
+        found = dict.fromkeys(self.environment.keys(prefix))
+        for key, value in layered:
+            if value is None:
+                found.pop(key, None)
+            else:
+                found[key] = None
+        return list(found)
+
+    def _layered(self, prefix: bytes) -> list[Item]:
+        """What is not committed yet, the older first.
+
+        To be taken before the environment is read: what is committed meanwhile is then in both.
+        """
+        with self._lock:
+            return [
+                item
+                for layer in (self._committing, self._pending)
+                for item in (layer.items() if layer else ())
+                if item[0].startswith(prefix)
+            ]
 
     def flush(self) -> None:
         """Commit what was put so far."""
@@ -110,10 +125,21 @@ class Batch:
             except Exception as error:  # this thread must live as long as the mount
                 log.error("committing to %s failed with %s", self.environment.folder, type(error).__name__)
 
-    def close(self) -> None:
-        """Commit what is left, and close the environment in order."""
+    def clear(self) -> None:
+        """Remove every record, those not committed yet, too."""
+        with self._turn:
+            with self._lock:
+                self._pending = {}
+            try:
+                self.environment.clear()
+            except Unavailable as error:
+                self._on_failure(str(error))
+
+    def close(self, keep: bool = True) -> None:
+        """Commit what is left, and close the environment: in order, or for nobody to believe it."""
         self._stopping = True
         self._wake.set()
         self._thread.join()
-        self.flush()
-        self.environment.close()
+        if keep:
+            self.flush()
+        self.environment.close(keep=keep)

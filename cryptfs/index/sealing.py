@@ -59,6 +59,17 @@ class Sealing:
             state.update(part)
         return state.digest()
 
+    def hasher(self, size: int) -> Callable[[bytes], bytes]:
+        """A keyed hash of one part, other than `hashed` of it."""
+        begun = hashlib.blake2b(key=self._hash, digest_size=size, person=b"one part")
+
+        def hashed(part: bytes) -> bytes:
+            state = begun.copy()
+            state.update(part)
+            return state.digest()
+
+        return hashed
+
     def seal(self, key: bytes, value: bytes) -> bytes:
         """A value for its place."""
         count = next(self._count).to_bytes(_COUNT, "little")

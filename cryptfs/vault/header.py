@@ -136,6 +136,10 @@ class HeaderCodec:
         self._wraps: dict[int, AESSIV] = {}
 
     @property
+    def keyring(self) -> KeyringLike:
+        return self._keyring
+
+    @property
     def current_epoch(self) -> int:
         return self._keyring.current.number
 

@@ -49,6 +49,8 @@ class SessionState:
         """The last phase of this session that was synced whole."""
         self.unclean: dict[int, int] = {}
         self.found_open = False
+        self.last: int | None = None
+        """The session that wrote last, None if there was none."""
         self._load()
 
     def _load(self) -> None:
@@ -59,6 +61,7 @@ class SessionState:
             return
         state = self._decode(data)
         self.unclean = {int(item.session, 16): item.phase for item in state.unclean}
+        self.last = int(state.session, 16)
         if state.open:
             self.found_open = True
             self.unclean[int(state.session, 16)] = state.phase

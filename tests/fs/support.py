@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptfs.fs import FileSystem, FsOptions
 from cryptfs.fs.types import Owner
+from cryptfs.index.place import prepare
 from cryptfs.vault import Vault
 from cryptfs.vault.layout import create_tree
 
@@ -38,8 +39,13 @@ def make_vault(path: Path) -> Path:
     return path
 
 
-def open_fs(path: Path, *, read_only: bool = False, xattrs: bool = False) -> FileSystem:
-    return FileSystem(Vault(path, VAULT_ID, FakeKeyring(), read_only=read_only), FsOptions(xattrs=xattrs))
+def open_fs(
+    path: Path, *, read_only: bool = False, xattrs: bool = False, state: Path | None = None
+) -> FileSystem:
+    """With a metadata index below the folder `state`, if that is given."""
+    vault = Vault(path, VAULT_ID, FakeKeyring(), read_only=read_only)
+    place = None if state is None else prepare(VAULT_ID, state)
+    return FileSystem(vault, FsOptions(xattrs=xattrs), place=place)
 
 
 def close_fs(fs: FileSystem) -> None:

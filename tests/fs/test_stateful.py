@@ -9,6 +9,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -312,24 +313,41 @@ class FsMachine(TreeMachine):
     """The subject is a new vault."""
 
     options = FsOptions()
+    indexed = False
+    state_path: Path | None = None
 
     def make_subject(self) -> Tree:
         self.vault_path = scratch("cryptfs-vault-")
         vault_id, keyring = os.urandom(16), Keyring.new()
         create_tree(self.vault_path, vault_id, keyring, backup_group=False, mode=0o700, uid=0, gid=0)
-        return FsTree(lambda: FileSystem(Vault(self.vault_path, vault_id, keyring), self.options))
+        self.state_path = scratch("cryptfs-state-") if self.indexed else None
+
+        def open_filesystem() -> FileSystem:
+            vault = Vault(self.vault_path, vault_id, keyring)
+            return FileSystem(vault, self.options, place=self.state_path)
+
+        return FsTree(open_filesystem)
 
     def teardown(self) -> None:
         try:
             super().teardown()
         finally:
             shutil.rmtree(self.vault_path)
+            if self.state_path is not None:
+                shutil.rmtree(self.state_path)
 
 
-@pytest.mark.parametrize("xattrs", [True, False])
-def test_filesystem_behaves_as_a_plain_directory(xattrs: bool, seed: int) -> None:
-    machine = type("Machine", (FsMachine,), {"xattrs": xattrs, "options": FsOptions(xattrs=xattrs)})
-    run_state_machine_as_test(hypothesis.seed(seed)(machine), settings=machine_settings(60, 100))
+@pytest.mark.parametrize(
+    ("xattrs", "indexed"), [(True, False), (False, False), (False, True)], ids=["xattrs", "plain", "indexed"]
+)
+def test_filesystem_behaves_as_a_plain_directory(xattrs: bool, indexed: bool, seed: int) -> None:
+    machine = type(
+        "Machine",
+        (FsMachine,),
+        {"xattrs": xattrs, "indexed": indexed, "options": FsOptions(xattrs=xattrs)},
+    )
+    settings = machine_settings(30 if indexed else 60, 100)
+    run_state_machine_as_test(hypothesis.seed(seed)(machine), settings=settings)
 
 
 # -- the machine itself is tested: it must notice each of these faults

@@ -399,7 +399,9 @@ def test_batch_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     batch.put(b"c", b"3")
     batch.flush()
     assert len(said) == 1 and "No space left" in said[0]
-    assert batch.get(b"a") is None and batch.failed
+    with pytest.raises(Unavailable):
+        batch.get(b"a")
+    assert batch.failed
     batch.close()
     monkeypatch.undo()
     assert "did not end cleanly" in open_environment(tmp_path).found

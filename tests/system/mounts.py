@@ -120,7 +120,11 @@ class CryptfsMount:
         """Runs one command to its end. Its output goes through files, as a daemon keeps a pipe open."""
         self._commands += 1
         out_path, err_path = (self.base / f"command-{self._commands}.{kind}" for kind in ("out", "err"))
-        environment = os.environ | {"CRYPTFS_RUNTIME_DIR": str(self.base / "run"), "PYTHONPATH": str(PROJECT)}
+        environment = os.environ | {
+            "CRYPTFS_RUNTIME_DIR": str(self.base / "run"),
+            "CRYPTFS_STATE_DIR": str(self.base / "state"),
+            "PYTHONPATH": str(PROJECT),
+        }
         argv = [sys.executable, "-m", "cryptfs", *map(str, arguments)]
         with out_path.open("w") as out, err_path.open("w") as err:
             code = subprocess.call(
