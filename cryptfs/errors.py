@@ -110,6 +110,12 @@ class FreezeEnded(CryptfsError):
     exit_code = 25
 
 
+class EpochNeeded(CryptfsError):
+    """Headers are under another epoch key than the current one."""
+
+    exit_code = 26
+
+
 class Interrupted(CryptfsError):
     """Stopped by the user; nothing was left half done."""
 

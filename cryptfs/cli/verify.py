@@ -87,6 +87,7 @@ class Since(click.ParamType[float]):
 )
 @click.option("--from-disk", is_flag=True, help="Read from the disk even what is in memory.")
 @click.option("--resume", is_flag=True, help="Go on with a check that was stopped.")
+@click.option("--epochs", is_flag=True, help="Only prove which epoch keys the vault needs: see below.")
 @click.option("--names", is_flag=True, help="Show plaintext names of what is damaged, in the report as well.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option(
@@ -115,6 +116,7 @@ def command(
     jobs: int | None,
     from_disk: bool,
     resume: bool,
+    epochs: bool,
     names: bool,
     as_json: bool,
     report: Path | None,
@@ -139,6 +141,10 @@ def command(
 
     A check that was stopped (Ctrl-C, SIGTERM, a restart) goes on with --resume and the same options.
 
+    With --epochs only headers are read, all of them and their copies: it says how many are under which
+    epoch key, and exits with 0 if all are under the current one and nothing on the disk is left under
+    another, as after `cryptfs rotate`; else with 26.
+
     --repair checks first, shows what it would do, and asks. Lost headers are put back from their
     copies, what lost its name goes to lost+found, files that lost their end are marked so that what is
     left can be read and the rest is an error. What it replaces is kept in a folder in VAULT. Nothing is
@@ -157,6 +163,8 @@ def command(
 
     if ciphertext and not paths:
         raise UsageError("--ciphertext says what the PATHs are: name at least one.")
+    if epochs and (paths or repair or resume or since or sample or report):
+        raise UsageError("--epochs is a reading of its own, of all headers: only --json goes with it.")
     if resume and paths:
         raise UsageError("--resume goes on with a check of the whole vault: leave the PATHs out.")
     if (dry_run or yes) and not repair:
@@ -171,6 +179,11 @@ def command(
             raise
         unlocked = repairing.configuration(vault, source, damage, dry_run=dry_run, yes=yes)
     vault = vault.resolve()
+    if epochs:
+        from cryptfs.cli import epochs as reading
+
+        reading.show(unlocked, as_json=as_json)
+        return
     options = _options(since, sample, limit, jobs, from_disk)
     live = _is_mounted(vault)
     scope = _scope(len(paths), since, sample, from_disk, live)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cryptfs.fs.directory import DirectoryCache
@@ -84,6 +84,9 @@ class Committer:
         """Keeps a file open until `let_go`, so that its descriptor is its own; False if it is closed."""
         self.let_go: Callable[[File], None] = lambda file: None
         """Called, without locks, for a file that was held: it is closed if nobody needs it any more."""
+        self.on_moved: Callable[[Node], None] | None = None
+        """Called, with the namespace lock held, for an object that has another name now: a job that
+        goes over the whole tree must not miss it."""
         self.open_files: Callable[[], list[File]] = list
         """All files in use."""
 
@@ -122,10 +125,12 @@ class Committer:
         return [left.node for left in list(self._unsettled.values()) if left.node.parent is directory]
 
     def moved(self, node: Node) -> None:
-        """An object has another name now."""
+        """An object has another name now, or one more."""
         left = self._unsettled.get(node.ino)
         if left is not None:
             left.node = node
+        if self.on_moved is not None:
+            self.on_moved(node)
 
     def deleted(self, file: File | None, ino: int) -> None:
         """The last name of an object is gone."""
@@ -196,6 +201,27 @@ class Committer:
             self.commit()
         if file.unsynced:
             self._sync_in_place(file)
+
+    def settle_fully(self, file: File) -> None:
+        """Put everything of a file in place, durably, and void what the journal has of it so far."""
+        file.flush()
+        if file.has_pending():
+            self.commit()
+        if file.unsynced or self.journal.live(file.header.object_id):
+            self._sync_in_place(file)
+
+    def header_replaced(self, node: Node, slot: int) -> Unsettled:
+        """A closed file's header was written by a job, to the slot that is not `slot`, and not synced."""
+        with self._lock:
+            left = self._unsettled[node.ino] = Unsettled(node, True, slot)
+            return left
+
+    def headers_synced(self, left: Iterable[Unsettled]) -> None:
+        """What `header_replaced` returned is durable, unless it changed since."""
+        with self._lock:
+            for token in left:
+                if self._unsettled.get(token.node.ino) is token:
+                    del self._unsettled[token.node.ino]
 
     def checkpoint(self, file: File) -> None:
         """Put a file's journal records in place and sync it, so that recovery has nothing to do for it."""

@@ -259,6 +259,7 @@ class DirectoryCache:
     def write_header(self, fd: int, header: Header, slot: int) -> int:
         """Write a directory's header to the slot that is not `slot` (0 where none is); its number."""
         target = 0 if slot != 0 else 1
+        header.epoch = self._vault.codec.current_epoch
         mode = self._vault.modes.file
         file = os.open(DIR_HEADER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=fd)
         try:

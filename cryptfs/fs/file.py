@@ -19,6 +19,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cryptfs.fs.chunks import Buffer, Chunks
@@ -81,6 +82,10 @@ class File:
         self.journaled_at = 0
         """The position of this file's newest record in the journal."""
         self._changes = 0
+
+    def found_written(self, slot: int) -> None:
+        """The newest header in place, not durable yet, is in this slot."""
+        self._written_slot = slot
 
     # -- reading ---------------------------------------------------------------------
 
@@ -540,6 +545,20 @@ class File:
         if headers:
             pwrite_all(self.fd, b"".join(map(carried, headers)), CARRIED_AT)
         os.fchmod(self.fd, self.committer.file_mode)
+
+    def renew_header(self) -> None:
+        """Have the next flush write the header, under the current epoch; nothing else of it changes."""
+        with self.lock:
+            self.header_changed = True
+
+    def clear_older(self, clear: Callable[[int, int], None]) -> None:
+        """Have `clear(descriptor, slot)` remove what is outdated beside the durable header.
+
+        Only if that header is the newest one in place: the other slot is then nobody's.
+        """
+        with self.lock:
+            if self.slot >= 0 and self._written_slot == self.slot and not self.unlinked:
+                clear(self.fd, self.slot)
 
     def close(self) -> None:
         """Close the descriptor."""

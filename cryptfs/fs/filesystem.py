@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptfs.errors import IntegrityError
 from cryptfs.fs.chunks import Buffer
@@ -35,8 +35,20 @@ from cryptfs.fs.recovery import overlays, recover
 from cryptfs.fs.renaming import Renamer
 from cryptfs.fs.types import Attr, Owner, SetAttr, StatFs
 from cryptfs.fs.xattrs import ExtendedAttributes
+from cryptfs.vault.header import KeyringLike
 from cryptfs.vault.names import NAME_MAX
 from cryptfs.vault.vault import Vault
+
+
+class Parts(NamedTuple):
+    """What a filesystem is made of, for long jobs that work beside the requests (`cryptfs.fs.rewrap`)."""
+
+    vault: Vault
+    lock: threading.RLock
+    nodes: NodeTable
+    directories: DirectoryCache
+    objects: Objects
+    committer: Committer
 
 
 class FileSystem:
@@ -443,6 +455,31 @@ class FileSystem:
                     do(file)
                 finally:
                     self._let_go(file)
+
+    @property
+    def parts(self) -> Parts:
+        """For long jobs in this layer."""
+        return Parts(
+            self.vault, self._lock, self._nodes, self._directories, self._objects, self._committer
+        )  # fmt: skip
+
+    def hold_files(self) -> Iterator[File]:
+        """The files in use at the moment, one after the other; the caller gives each back."""
+        for file in self._files():
+            with self._lock:
+                if file.node.file is not file:
+                    continue
+                file.handles += 1
+            yield file
+
+    def give_back(self, file: File) -> None:
+        """The counterpart of `hold_files`."""
+        self._put(file)
+
+    def use_keyring(self, keyring: KeyringLike) -> None:
+        """Go on with another keyring: from now on headers are sealed under its current epoch."""
+        with self._lock:
+            self.vault.use_keyring(keyring)
 
     def _files(self) -> list[File]:
         with self._lock:

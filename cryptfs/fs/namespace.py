@@ -272,6 +272,7 @@ class Namespace:
             self._knowledge.made(node, lname, name, source)
             self._committer.places.entry_changed(node, source.parent)
             source.seen_at(node, lname)
+            self._committer.moved(source)
             file = self._objects.open(source)
             try:
                 file.touch_ctime()

@@ -298,6 +298,7 @@ class Objects:
             file = File(self._committer, node, fd, header, slot, size or 0, durable)
             if left is not None:
                 file.unsynced = True
+                file.found_written(lower.slot)
             if lower.overlay:
                 geometry = _GEOMETRIES[header.chunk_log2]
                 file.overlay(

@@ -31,12 +31,19 @@ _REQUEST_SECONDS = 5.0
 
 class Request(msgspec.Struct):
     """What is asked. `lazy` belongs to "unmount"; `timeout` in seconds is how long that waits for open
-    files, or how long "freeze" lasts at most.
+    files, or how long "freeze" lasts at most. The rest belongs to the rotation of keys
+    (`cryptfs.mount.rotation`); `key` is a secret.
     """
 
     command: str
     lazy: bool = False
     timeout: float = 0.0
+    action: str = ""
+    limit: float = 0.0
+    key: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<Request {self.command}>"
 
 
 class Answer(msgspec.Struct):

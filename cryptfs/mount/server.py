@@ -18,11 +18,13 @@ import pyfuse3
 import trio
 
 from cryptfs.errors import CryptfsError, FuseUnavailable, MountpointUnusable, StorageError
+from cryptfs.fs import FileSystem
 from cryptfs.fs.types import Owner
 from cryptfs.mount import control, daemon, mountpoint, poll, runtime, tuning
 from cryptfs.mount.backend import Filesystem
 from cryptfs.mount.freezing import Freezing, sync_mount
 from cryptfs.mount.operations import Operations
+from cryptfs.mount.rotation import RotationControl
 from cryptfs.mount.workers import MAX_THREADS, Workers
 
 log = logging.getLogger(__name__)
@@ -87,11 +89,13 @@ def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> N
     session = Session(fs, options, operations, ready)
     try:
         runtime.write(session.record())
-        server = control.ControlServer(
-            runtime_socket,
-            {"status": session.status, "unmount": session.unmount_command},
-            {"freeze": session.freezing.command},
-        )
+        commands: dict[str, control.Command] = {
+            "status": session.status,
+            "unmount": session.unmount_command,
+        }
+        if session.rotation is not None:
+            commands |= session.rotation.commands()
+        server = control.ControlServer(runtime_socket, commands, {"freeze": session.freezing.command})
         trio.run(session.main, server)
     finally:
         # Removes the mount if it is still there (an exception), frees what libfuse holds.
@@ -146,6 +150,9 @@ class Session:
         self._announced = False
         self._rates = (0.0, 0.0)
         self.freezing = Freezing(fs, operations.gate, options.mountpoint)
+        self.rotation: RotationControl | None = None
+        if isinstance(fs, FileSystem):
+            self.rotation = RotationControl(fs, lambda: operations.requests)
 
     def record(self) -> runtime.Record:
         options = self._options
@@ -186,6 +193,8 @@ class Session:
         if self._fs_closed:
             return
         self._fs_closed = True
+        if self.rotation is not None:
+            self.rotation.close()
         self._operations.release_all()
         try:
             self._fs.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cryptfs.vault.diskio import fsync_path, pwrite_all, replace_file
 from cryptfs.vault.header import DIRECTORY, MAGIC, SLOT_SIZE, Header, HeaderCodec, HeaderInvalid
@@ -90,7 +90,12 @@ class DirLog:
         except FileNotFoundError:
             return
         for name in names:
-            with open(f"{self._path}/{name}", "rb") as log:
+            try:
+                log = open(f"{self._path}/{name}", "rb")
+            except FileNotFoundError:  # it has just been brought together with others in a new one
+                yield from self._records()
+                return
+            with log:
                 while len(record := log.read(RECORD_SIZE)) == RECORD_SIZE:
                     yield record[:SLOT_SIZE], record[SLOT_SIZE : SLOT_SIZE + 16]
 
@@ -110,6 +115,46 @@ class DirLog:
             replace_file(directory, f"{os.urandom(8).hex()}.log", merged, self._mode)
             for name in names:
                 os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    def rewrap(self, pause: Callable[[], None] = lambda: None) -> None:
+        """Seal every record anew under the current epoch, durably; for directories that are gone, too.
+
+        On disk: this session's records are synced and a new log is begun for those to come; a log with
+        all records, rewrapped, is written and synced; then the old ones are removed. Cut in between,
+        records stand there twice, under both epochs, which is the same as once. A record that no
+        epoch opens says nothing and is left out. `pause` is called now and then, without a lock held.
+        """
+        with self._sync_lock, self._lock:
+            if self._fd >= 0:
+                os.fdatasync(self._fd)
+                os.close(self._fd)
+                self._fd, self._end = -1, 0
+                self._name = f"{os.urandom(8).hex()}.log"
+                self.synced = self._appended
+            names = [name for name in os.listdir(self._path) if name.endswith(".log")]
+        latest: dict[bytes, tuple[Header, bytes]] = {}
+        for slot, parent in self._records():
+            try:
+                header = self._codec.unpack(slot)
+            except HeaderInvalid:
+                continue
+            known = latest.get(header.object_id)
+            if header.kind == DIRECTORY and (known is None or known[0].generation <= header.generation):
+                latest[header.object_id] = header, parent
+            pause()
+        records = []
+        for header, parent in latest.values():
+            header.epoch = self._codec.current_epoch
+            records.append(carried(self._codec.pack(header) + parent))
+            pause()
+        directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            replace_file(directory, f"{os.urandom(8).hex()}.log", b"".join(records), self._mode)
+            for name in names:
+                os.unlink(name, dir_fd=directory)
+            os.fsync(directory)
         finally:
             os.close(directory)
 

@@ -127,6 +127,11 @@ class Header:
         return f"<Header kind={self.kind} generation={self.generation}>"
 
 
+def epoch_of(slot: bytes | memoryview) -> int | None:
+    """The epoch that a slot names, authentic or not; None where no header is."""
+    return int.from_bytes(slot[8:12], "little") if slot[:4] == MAGIC else None
+
+
 class HeaderCodec:
     """Seals and opens header slots with the epochs of a keyring."""
 
@@ -142,6 +147,11 @@ class HeaderCodec:
     @property
     def current_epoch(self) -> int:
         return self._keyring.current.number
+
+    def use(self, keyring: KeyringLike) -> None:
+        """Go on with another keyring: the epochs it lacks open nothing from now on."""
+        self._keyring = keyring
+        self._wraps = {}
 
     def _wrap(self, number: int) -> AESSIV | None:
         wrap = self._wraps.get(number)

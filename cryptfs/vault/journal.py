@@ -140,12 +140,29 @@ class _Segment:
             os.close(self.fd)
             os.unlink(self.name)
             raise
+        self.header = header
         self._cipher = Xaes(header.key).derive(bytes(PREFIX_SIZE))
         self._associated = _associated(header, number)
         self._records = 0
         self.end = AREA_SIZE
         self._reserved = self._synced_end = self.end
         self._ahead = False
+
+    def rewrap(self, codec: HeaderCodec) -> None:
+        """Seal the header anew under the current epoch, durably; nothing to do if it is.
+
+        On disk: slot 0; then both, synced; then slot 0 again, synced: one of them is whole at
+        every instant, and neither needs the old epoch at the end.
+        """
+        if self.header.epoch == codec.current_epoch:
+            return
+        header = self.header.copy()
+        header.epoch = codec.current_epoch
+        for offset in reversed(SLOT_OFFSETS):
+            header.generation += 1
+            pwrite_all(self.fd, codec.pack(header), offset)
+            os.fdatasync(self.fd)
+        self.header = header
 
     def append(self, body: bytes) -> None:
         number = _U64.pack(self._records)
@@ -272,6 +289,12 @@ class Journal:
                 for segment in segments:
                     segment.sync()
                 self.synced = target
+
+    def rewrap(self) -> None:
+        """Seal the headers of this session's segments under the current epoch, durably."""
+        with self._sync_lock, self._lock:
+            for segment in self._segments:
+                segment.rewrap(self._codec)
 
     def reset(self) -> None:
         """Remove the segments if nothing in them is needed any more.

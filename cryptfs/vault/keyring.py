@@ -79,12 +79,7 @@ class Keyring:
     @classmethod
     def open(cls, keys: RootKeys, vault_id: bytes, sealed: bytes) -> Keyring:
         """Undo `seal`; KeyringDamaged."""
-        try:
-            plain = aead.open_sealed(keys.expand(_LABEL), sealed, _LABEL.encode() + vault_id)
-            record = msgspec.convert(parse_json(plain), _KeyringRecord)
-            return cls(tuple(Epoch(e.number, e.key, e.created) for e in record.epochs))
-        except (aead.InvalidTag, ValueError):
-            raise KeyringDamaged from None
+        return open_with(sealing_key(keys), vault_id, sealed)
 
 
 class _EpochRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,3 +97,18 @@ class _KeyringRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _new_epoch(number: int) -> Epoch:
     return Epoch(number, os.urandom(EPOCH_KEY_SIZE), now())
+
+
+def sealing_key(keys: RootKeys) -> bytes:
+    """The key that the keyring is sealed with, 32 bytes; it opens nothing else."""
+    return keys.expand(_LABEL)
+
+
+def open_with(key: bytes, vault_id: bytes, sealed: bytes) -> Keyring:
+    """A sealed keyring, opened with `sealing_key`; KeyringDamaged."""
+    try:
+        plain = aead.open_sealed(key, sealed, _LABEL.encode() + vault_id)
+        record = msgspec.convert(parse_json(plain), _KeyringRecord)
+        return Keyring(tuple(Epoch(e.number, e.key, e.created) for e in record.epochs))
+    except (aead.InvalidTag, ValueError):
+        raise KeyringDamaged from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from typing import Any
 
 import msgspec
@@ -51,6 +52,8 @@ class SessionState:
         self.found_open = False
         self.last: int | None = None
         """The session that wrote last, None if there was none."""
+        self._begun = False
+        self._lock = threading.Lock()
         self._load()
 
     def _load(self) -> None:
@@ -83,7 +86,19 @@ class SessionState:
             ) from None
         return state
 
+    def use(self, keyring: KeyringLike) -> None:
+        """Go on with another keyring; the record is rewritten under its current epoch."""
+        with self._lock:
+            self._keyring = keyring
+        if self._begun:
+            self._write(True)
+
     def _write(self, is_open: bool) -> None:
+        with self._lock:
+            self._begun = is_open
+            self._replace(is_open)
+
+    def _replace(self, is_open: bool) -> None:
         epoch = self._keyring.current
         state: dict[str, Any] = {
             "open": is_open,

@@ -33,6 +33,7 @@ class Vault:
     ) -> None:
         self.path = Path(path)
         self.vault_id = vault_id
+        self.keyring = keyring
         self.read_only = read_only
         self.frozen = False
         """Whether it is held still for a copy."""
@@ -70,6 +71,16 @@ class Vault:
     def changeable(self) -> bool:
         """Whether what is read may be repaired on the way."""
         return not self.read_only and not self.frozen
+
+    def use_keyring(self, keyring: KeyringLike) -> None:
+        """Go on with another keyring: new headers are sealed under its current epoch.
+
+        The caller sees to it that nobody packs a header meanwhile, and that every epoch still needed
+        is in it. OSError if `journal/state` cannot be rewritten under the current epoch.
+        """
+        self.keyring = keyring
+        self.codec.use(keyring)
+        self.state.use(keyring)
 
     @property
     def journal_path(self) -> str:
