@@ -65,7 +65,14 @@ def configuration(
 
 
 def repair(
-    context: Context, report: Report, parts: list[Part], *, dry_run: bool, yes: bool, quiet: bool
+    context: Context,
+    report: Report,
+    parts: list[Part],
+    *,
+    dry_run: bool,
+    yes: bool,
+    quiet: bool,
+    state_dir: Path | None,
 ) -> Report:
     """Repair what `report` found, with the vault's lock held; the report of the check behind it.
 
@@ -82,7 +89,7 @@ def repair(
         return report
     confirm(f"Do these {len(steps)} repairs? What they replace is kept.", yes)
     repairs.carry_out(shop, steps, outcome)
-    forget_index(context)
+    forget_index(context, state_dir)
     if not quiet:
         _show_done(outcome)
     context.forget_copies()
@@ -96,12 +103,12 @@ def repair(
     return again
 
 
-def forget_index(context: Context) -> None:
+def forget_index(context: Context, state_dir: Path | None) -> None:
     """What this host remembers of the tree was changed under it: it is made anew."""
     from cryptfs.index import environment, place
 
     with contextlib.suppress(CryptfsError, OSError):
-        environment.discard(place.of_vault(context.vault_id), "metadata")
+        environment.discard(place.of_vault(context.vault_id, state_dir), "metadata")
 
 
 def _show(steps: list[Step], left: list[tuple[Finding, str]], word: str) -> None:

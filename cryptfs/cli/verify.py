@@ -228,7 +228,9 @@ def command(
                 raise Interrupted(f"The check was stopped.{hint}") from None
         if repair:
             found = [places.find(context, os.fsencode(path), ciphertext=ciphertext) for path in paths]
-            result = repairing.repair(context, result, found, dry_run=dry_run, yes=yes, quiet=as_json)
+            result = repairing.repair(
+                context, result, found, dry_run=dry_run, yes=yes, quiet=as_json, state_dir=state_dir
+            )
         if names:
             result.names = {
                 finding.place: name

@@ -61,11 +61,12 @@ def carry_out(
     for step in first:
         on_step(step)
         outcome.done.append((step, _do(shop, step)))
-    _put_journal_in_place(shop.context)
+    ready = _put_journal_in_place(shop.context)
     for step in steps:
         if step not in first:
             on_step(step)
-            outcome.done.append((step, _do(shop, step)))
+            # A header that is newer than the journal's records would void them (format section 10).
+            outcome.done.append((step, _do(shop, step) if ready else "the journal is not in place yet"))
     outcome.moved = shop.moved
     outcome.kept_in = shop.keeper.folder.name if shop.keeper.folder else ""
     return outcome
@@ -81,19 +82,23 @@ def _do(shop: Workshop, step: Step) -> str:
     return ""
 
 
-def _put_journal_in_place(context: Context) -> None:
-    """What recovery does at the beginning of a mount; the caller holds the lock already."""
+def _put_journal_in_place(context: Context) -> bool:
+    """What recovery does at the beginning of a mount; the caller holds the lock. False if it cannot be."""
     context.renew()
-    if context.snapshot.findings or not context.snapshot.segments:
-        return
+    if context.snapshot.findings:
+        return False
+    if not context.snapshot.segments:
+        return True
     # Read-only means without a lock of its own here: `alone` holds it.
     vault = Vault(context.path, context.vault_id, context.keyring, read_only=True)
     with contextlib.closing(vault):
         try:
             recover(vault)
-        except IntegrityError as problem:
-            log.error("%s", problem)
+        except (IntegrityError, OSError) as problem:
+            log.error("the journal cannot be put in place: %s", problem)
+            return False
     context.renew()
+    return True
 
 
 def touched(outcome: Outcome) -> frozenset[bytes]:

@@ -39,6 +39,25 @@ def test_a_damaged_segment_no_longer_stops_the_mount(archive: Archive, tmp_path:
     assert bytes(data) in kept
 
 
+def test_nothing_goes_over_a_journal_that_is_not_in_place(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer header would void what the journal holds for its object: a synced change would be lost."""
+    copied = crashed(archive, tmp_path / "copy")
+    root = copied.path / "tree/@dir"
+    root.write_bytes(root.read_bytes()[:4096].ljust(4096, b"\0") + os.urandom(192))
+
+    def full(vault: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cryptfs.check.repair.run.recover", full)
+        ((_, problem),) = repair(copied).done
+    assert "journal" in problem
+    assert repaired(copied) == []
+    assert contents(copied) == {"index.db": NEW}
+
+
 def test_a_missing_segment_and_what_follows_it(archive: Archive, tmp_path: Path) -> None:
     copied = crashed(archive, tmp_path / "copy")
     journal = copied.path / "journal"
