@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cryptfs.cli import secrets
+from cryptfs.cli import secret_io, secrets
 from cryptfs.errors import Interrupted, UsageError, VaultInUse
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def command(
     if recovery_key_file and recovery_key_file.resolve().is_relative_to(vault.resolve()):
         raise UsageError("The recovery key must not be stored in the vault that it opens.")
 
-    key_secrets: list[tuple[Secret, str]] = [(secrets.read_key_file(f), f.name) for f in key_files]
+    key_secrets: list[tuple[Secret, str]] = [(secret_io.read_key_file(f), f.name) for f in key_files]
     chosen: list[tuple[Secret, str]] = []
     if not no_passphrase:
         chosen.append((secrets.new_passphrase(passphrase_file, passphrase_fd), label))

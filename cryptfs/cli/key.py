@@ -8,63 +8,101 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryptfs.cli import terminal
+from cryptfs.cli import key_tpm, terminal
 from cryptfs.cli.main import printable
-from cryptfs.cli.secrets import NewSecretSource, SecretSource, new_secret_options, secret_options
+from cryptfs.cli.secrets import (
+    NewSecretSource,
+    SecretSource,
+    new_secret_options,
+    secret_and_tpm_options,
+    secret_options,
+)
+from cryptfs.cli.tpm import TpmSource
 from cryptfs.errors import Interrupted, SlotRefused, UsageError
 
 if TYPE_CHECKING:
     from cryptfs.vault.document import Slot
 
 _VAULT = click.argument("vault", type=click.Path(readable=False, path_type=Path))
-_TYPES = click.Choice(["passphrase", "recovery", "keyfile"])
+_TYPES = click.Choice(["passphrase", "recovery", "keyfile", "tpm2"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """List, add, change and remove key slots.
+    """List, test, add, change and remove key slots.
 
     Each slot is one way to unlock the vault. Files are not rewritten, and the vault may
-    stay mounted meanwhile.
+    stay mounted meanwhile. docs/keys.md tells the life of each key, and what to do when one is lost.
     """
+
+
+for _command in (key_tpm.test, key_tpm.reseal, key_tpm.lockout):
+    command.add_command(_command)
 
 
 @command.command("list")
 @_VAULT
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_slots(vault: Path, as_json: bool) -> None:
-    """Show the key slots of VAULT. Needs no secret, so the list is not authenticated."""
+    """Show the key slots of VAULT. Needs no secret, so the list is not authenticated.
+
+    LAST USED is when the slot last unlocked the vault on this machine; other machines have their own.
+    """
+    from cryptfs.cli import slot_use
     from cryptfs.vault.config import load
 
     config = load(vault)
+    used = slot_use.last_used(config.vault_id)
     if as_json:
         listed = {
             "vault": config.vault_id.hex(),
             "generation": config.document.generation,
-            "slots": [_describe(slot) for slot in config.slots],
+            "slots": [_describe(slot) | {"last_used_here": used.get(slot.id)} for slot in config.slots],
         }
         click.echo(json.dumps(listed, indent=2))
         return
-    click.echo(f"{'SLOT':<18}{'TYPE':<12}{'CREATED':<22}{'COST':<26}LABEL")
+    click.echo(f"{'SLOT':<18}{'TYPE':<12}{'CREATED':<22}{'LAST USED':<22}{'COST':<26}LABEL")
     for slot in config.slots:
-        row = f"{slot.id:<18}{slot.type:<12}{slot.created:<22}{_cost(slot):<26}{printable(slot.label)}"
-        click.echo(row.rstrip())
+        row = f"{slot.id:<18}{slot.type:<12}{slot.created:<22}{used.get(slot.id, 'never here'):<22}"
+        click.echo(f"{printable(row)}{_cost(slot):<26}{printable(slot.label)}".rstrip())
 
 
 @command.command("add")
 @_VAULT
 @click.argument("type_", metavar="TYPE", type=_TYPES)
 @click.option("--label", default="", help="A note, shown by `key list`.")
-@secret_options
+@key_tpm.pcr_options
+@secret_and_tpm_options
 @new_secret_options
-def add(vault: Path, type_: str, label: str, source: SecretSource, new: NewSecretSource) -> None:
-    """Add a slot of TYPE passphrase, recovery or keyfile to VAULT.
+def add(
+    vault: Path,
+    type_: str,
+    label: str,
+    pcrs: str | None,
+    no_pin: bool,
+    source: SecretSource,
+    tpm_source: TpmSource,
+    new: NewSecretSource,
+) -> None:
+    """Add a slot of TYPE passphrase, recovery, keyfile or tpm2 to VAULT.
 
     Any existing slot unlocks it; the secrets of the others are not needed.
+
+    A tpm2 slot is opened by the TPM of this machine, as long as it starts the same software (--pcrs),
+    and a PIN. It is asked for twice, or read from --pin-file or --pin-fd. It is never the only
+    slot: firmware updates change what is started, and mainboards die.
     """
     from cryptfs.vault import config
 
-    unlocked = source.unlock(config.load(vault))
+    loaded = config.load(vault)
+    if type_ == "tpm2":
+        if new != NewSecretSource():
+            raise UsageError("--new-… files are not for a slot of type tpm2: give its PIN with --pin-file.")
+        key_tpm.add(loaded, label, pcrs, no_pin, source, tpm_source)
+        return
+    if pcrs is not None or no_pin or (source.tpm is None and tpm_source != TpmSource()):
+        raise UsageError("--pcrs, --no-pin, --pin-file and --pin-fd are for a slot of type tpm2.")
+    unlocked = source.unlock(loaded)
     with new.chosen(type_) as secret:
         slot = config.add_slot(unlocked, secret, label).config.slots[-1]
     click.echo(f"Added the {slot.type} slot {slot.id}.")
@@ -87,6 +125,8 @@ def change(vault: Path, slot_id: str, label: str | None, source: SecretSource, n
 
     loaded = config.load(vault)
     slot = loaded.slot(slot_id)
+    if slot.type == "tpm2":
+        raise UsageError(f"A TPM slot gets a new PIN with: cryptfs key reseal {vault} {slot.id}")
     unlocked = source.unlock(loaded)
     with new.chosen(slot.type) as secret:
         config.change_slot(unlocked, slot.id, secret, label)
@@ -117,8 +157,10 @@ def remove(vault: Path, slot_id: str, yes: bool, source: SecretSource) -> None:
         )
     if not yes:
         _confirm(slot)
-    config.remove_slot(source.unlock(loaded), slot.id)
+    unlocked = source.unlock(loaded)
+    config.remove_slot(unlocked, slot.id)
     click.echo(f"Removed the {slot.type} slot {slot.id}.")
+    key_tpm.after_removal(slot, unlocked.keys.authority)
 
 
 def _confirm(slot: Slot) -> None:
@@ -140,11 +182,22 @@ def _describe(slot: Slot) -> dict[str, Any]:
             "memory_kib": slot.kdf.memory_kib,
             "lanes": slot.kdf.lanes,
         }
-    return {"id": slot.id, "type": slot.type, "label": slot.label, "created": slot.created, "kdf": kdf}
+    described: dict[str, Any] = {
+        "id": slot.id,
+        "type": slot.type,
+        "label": slot.label,
+        "created": slot.created,
+        "kdf": kdf,
+    }
+    if slot.type == "tpm2":
+        described["tpm"] = key_tpm.describe(slot)
+    return described
 
 
 def _cost(slot: Slot) -> str:
     kdf = _describe(slot)["kdf"]
+    if slot.type == "tpm2":
+        return key_tpm.cost(slot)
     if kdf["name"] != "argon2id":
         return "none (256-bit secret)"
     return f"{kdf['memory_kib'] >> 10} MiB, {kdf['time']} passes"

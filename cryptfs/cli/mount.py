@@ -8,6 +8,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from cryptfs.errors import UsageError
 
 if TYPE_CHECKING:
     from cryptfs.fs.types import Owner
+    from cryptfs.vault.config import Unlocked
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # The generic options of mount(8) that make sense for this mount, given with -o.
@@ -80,6 +82,15 @@ class Duration(click.ParamType[float]):
 )
 @click.option("--no-index", is_flag=True, help="Read names and attributes from the vault each time.")
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option(
+    "--or-ask", is_flag=True, help="With --tpm: if the TPM does not unlock, ask for the passphrase."
+)
+@click.option(
+    "--ask-with",
+    metavar="PROGRAM",
+    help="Ask through PROGRAM, which gets the question as its last argument and prints the answer "
+    "(systemd-ask-password).",
+)
 @secret_options
 def command(
     vault: Path,
@@ -95,6 +106,8 @@ def command(
     state_dir: Path | None,
     no_index: bool,
     verbose: bool,
+    or_ask: bool,
+    ask_with: str | None,
     source: SecretSource,
 ) -> None:
     """Unlock VAULT and mount it at the empty folder MOUNTPOINT.
@@ -114,7 +127,9 @@ def command(
     vault = vault.resolve()
     # Before a secret is asked for, and again by nobody: the daemon begins right after.
     place = places.prepare(mountpoint, vault)
-    unlocked = source.unlock(config)
+    if or_ask and source.tpm is None:
+        raise UsageError("--or-ask needs --tpm beside it.")
+    unlocked = replace(source, or_ask=or_ask, ask_with=ask_with).unlock(config)
     slot = unlocked.config.slot(unlocked.slot_id)
     options = MountOptions(
         vault=str(vault),
@@ -150,6 +165,7 @@ def command(
         fs_options = FsOptions(xattrs=xattrs, index=not no_index)
         serve(FileSystem(opened, fs_options, place=remembered, why_not=why_not), options, ready)
 
+    _mention_changed_tpm_slots(unlocked)
     if foreground:
         daemon.in_foreground(run)
     else:
@@ -167,6 +183,22 @@ def remembered_at(
     except place.Unavailable as error:
         logging.getLogger(__name__).warning("without a memory of what was in the vault: %s", error)
         return None, str(error)
+
+
+def _mention_changed_tpm_slots(unlocked: Unlocked) -> None:
+    """After an unlock by another slot: say which TPM slots of this machine no longer open, and what to do."""
+    slots = unlocked.config.slots
+    used = next((slot.type for slot in slots if slot.id == unlocked.slot_id), "")
+    if used == "tpm2" or all(slot.type != "tpm2" for slot in slots):
+        return
+    from cryptfs.cli.tpm import where_changed
+
+    for slot, reason in where_changed(unlocked.config):
+        click.echo(
+            f"cryptfs: warning: the TPM slot {slot.id} would not open: {reason} To seal it anew: "
+            f"cryptfs key reseal {unlocked.config.path} {slot.id}",
+            err=True,
+        )
 
 
 def parse_owner(text: str) -> Owner:

@@ -11,26 +11,33 @@ import functools
 import itertools
 import os
 import signal
-import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from cryptfs.cli import terminal
-from cryptfs.errors import UsageError, WrongSecret
+from cryptfs.cli.secret_io import (
+    ask_with,
+    read_key_file,
+    read_passphrase_fd,
+    read_passphrase_file,
+    read_recovery_key_file,
+    write_new_secret,
+)
+from cryptfs.cli.tpm import TpmSource
+from cryptfs.errors import TpmRefused, TpmUnavailable, UsageError, WrongSecret
 
 if TYPE_CHECKING:
-    from cryptfs.keyslots import KeyFile, Passphrase, RecoveryKey, Secret
+    from cryptfs.keyslots import Passphrase, RecoveryKey, Secret
     from cryptfs.vault.config import Config, Unlocked
 
 R = TypeVar("R")
 
 ATTEMPTS = 3
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-_MAX_FILE = (1 << 20) + 1
 _FILE = click.Path(dir_okay=False, readable=False, path_type=Path)
 _NEW_FILE = click.Path(readable=False, path_type=Path)
 
@@ -44,10 +51,16 @@ class SecretSource:
     recovery_key: bool = False
     recovery_key_file: Path | None = None
     key_file: Path | None = None
+    tpm: TpmSource | None = None
+    or_ask: bool = False
+    """Where the TPM does not unlock, ask for the passphrase."""
+    ask_with: str | None = None
+    """The program that asks, where there is no terminal: it gets the question and prints the answer."""
 
     def __post_init__(self) -> None:
         at_most_one(
             {
+                "--tpm": self.tpm is not None,
                 "--passphrase-file": self.passphrase_file is not None,
                 "--passphrase-fd": self.passphrase_fd is not None,
                 "--recovery-key": self.recovery_key,
@@ -59,9 +72,20 @@ class SecretSource:
     @property
     def asks(self) -> bool:
         """Whether a person will be asked to type."""
+        if self.tpm is not None:
+            return self.tpm.asks
         return not (
             self.passphrase_file or self.passphrase_fd is not None or self.recovery_key_file or self.key_file
         )
+
+    @property
+    def kind(self) -> str:
+        """The type of slot that is meant."""
+        if self.tpm is not None:
+            return "tpm2"
+        if self.key_file is not None:
+            return "keyfile"
+        return "recovery" if self.recovery_key or self.recovery_key_file else "passphrase"
 
     def secret(self, vault: Path) -> Secret:
         """Read or ask for the secret; UsageError if it is not one, or nobody can be asked."""
@@ -74,32 +98,72 @@ class SecretSource:
         if self.key_file:
             return read_key_file(self.key_file)
         if self.recovery_key:
-            _need_terminal("--recovery-key-file")
             from cryptfs.keyslots import RecoveryKey
 
-            return RecoveryKey.parse(terminal.ask_secret(f"Recovery key of {vault}: "))
-        _need_terminal("--passphrase-file, --passphrase-fd or --key-file")
+            return RecoveryKey.parse(self._ask(f"Recovery key of {vault}: ", "--recovery-key-file"))
         from cryptfs.keyslots import Passphrase
 
-        return Passphrase(terminal.ask_secret(f"Passphrase of {vault}: "))
+        instead = "--passphrase-file, --passphrase-fd or --key-file"
+        return Passphrase(self._ask(f"Passphrase of {vault}: ", instead))
 
-    def unlock(self, config: Config) -> Unlocked:
-        """Unlock a loaded configuration; a person may mistype twice."""
+    def unlock(self, config: Config, slot_id: str | None = None) -> Unlocked:
+        """Unlock a loaded configuration; a person may mistype twice.
+
+        With `slot_id` only that slot is tried.
+        """
+        from cryptfs.cli import slot_use
+
+        if self.tpm is not None and self.or_ask:
+            try:
+                return replace(self, or_ask=False).unlock(config, slot_id)
+            except (TpmRefused, TpmUnavailable, WrongSecret) as error:
+                click.echo(f"cryptfs: {error} Asking for the passphrase instead.", err=True)
+                return replace(self, tpm=None, or_ask=False).unlock(config)
+        unlocked = self._unlock(config, slot_id)
+        slot_use.record(unlocked.vault_id, unlocked.slot_id)
+        return unlocked
+
+    def _unlock(self, config: Config, slot_id: str | None) -> Unlocked:
         from cryptfs.vault.config import unlock
 
         for _ in range(ATTEMPTS - 1 if self.asks else 0):
             try:
-                return unlock(config, self.secret(config.path))
+                return unlock(config, self._secret_for(config, slot_id), slot_id)
             except (WrongSecret, UsageError) as error:
                 # Only what was mistyped can be typed again.
-                if not terminal.available() or not _has_slot(config, self):
+                if not self._can_ask or not any(slot.type == self.kind for slot in config.slots):
                     raise
                 click.echo(f"{error} Try again.", err=True)
-        return unlock(config, self.secret(config.path))
+        return unlock(config, self._secret_for(config, slot_id), slot_id)
+
+    def _secret_for(self, config: Config, slot_id: str | None) -> Secret:
+        if self.tpm is not None:
+            return self.tpm.secret(config, lambda text: self._ask(text, "--pin-file or --pin-fd"), slot_id)
+        return self.secret(config.path)
+
+    @property
+    def _can_ask(self) -> bool:
+        return self.ask_with is not None or terminal.available()
+
+    def _ask(self, question: str, instead: str) -> str:
+        """What a person types, unseen; UsageError if there is nobody to ask."""
+        if self.ask_with is not None:
+            return ask_with(self.ask_with, question)
+        _need_terminal(instead)
+        return terminal.ask_secret(question)
 
 
 def secret_options(command: Callable[..., R]) -> Callable[..., R]:
     """Options that say how to unlock; the command gets them as `source`."""
+    return _secret_options(command, makes_tpm_slot=False)
+
+
+def secret_and_tpm_options(command: Callable[..., R]) -> Callable[..., R]:
+    """The same for a command that makes a TPM slot, whose device and PIN it gets as `tpm_source`."""
+    return _secret_options(command, makes_tpm_slot=True)
+
+
+def _secret_options(command: Callable[..., R], *, makes_tpm_slot: bool) -> Callable[..., R]:
 
     @click.option(
         "--passphrase-file", type=_FILE, help="Read the passphrase from FILE (one line).", metavar="FILE"
@@ -110,6 +174,8 @@ def secret_options(command: Callable[..., R]) -> Callable[..., R]:
     @click.option("--recovery-key", is_flag=True, help="Ask for the recovery key instead of the passphrase.")
     @click.option("--recovery-key-file", type=_FILE, help="Read the recovery key from FILE.", metavar="FILE")
     @click.option("--key-file", type=_FILE, help="Unlock with this key file.", metavar="FILE")
+    @click.option("--tpm", is_flag=True, help="Unlock with this machine's TPM, and its PIN if it has one.")
+    @_tpm_options
     @functools.wraps(command)
     def wrapper(
         *args: object,
@@ -118,11 +184,46 @@ def secret_options(command: Callable[..., R]) -> Callable[..., R]:
         recovery_key: bool,
         recovery_key_file: Path | None,
         key_file: Path | None,
+        tpm: bool,
+        tpm_source: TpmSource,
         **kwargs: object,
     ) -> R:
+        if makes_tpm_slot:
+            kwargs["tpm_source"] = tpm_source
+            if tpm and tpm_source.pin_fd is not None:
+                raise UsageError(
+                    "--pin-fd can be read once only, not to unlock and for the new slot: use a file."
+                )
+        elif not tpm and tpm_source != TpmSource():
+            raise UsageError("--tpm-device, --pin-file and --pin-fd need --tpm beside them.")
         kwargs["source"] = SecretSource(
-            passphrase_file, passphrase_fd, recovery_key, recovery_key_file, key_file
+            passphrase_file,
+            passphrase_fd,
+            recovery_key,
+            recovery_key_file,
+            key_file,
+            tpm_source if tpm else None,
         )
+        return command(*args, **kwargs)
+
+    return wrapper
+
+
+def _tpm_options(command: Callable[..., R]) -> Callable[..., R]:
+
+    @click.option("--tpm-device", metavar="DEVICE", help="The TPM's device file. Default: /dev/tpmrm0.")
+    @click.option("--pin-file", type=_FILE, help="Read the TPM's PIN from FILE (one line).", metavar="FILE")
+    @click.option("--pin-fd", type=click.IntRange(min=0), help="Read the TPM's PIN from descriptor N.")
+    @functools.wraps(command)
+    def wrapper(
+        *args: object,
+        tpm_device: str | None,
+        pin_file: Path | None,
+        pin_fd: int | None,
+        **kwargs: object,
+    ) -> R:
+        at_most_one({"--pin-file": pin_file is not None, "--pin-fd": pin_fd is not None})
+        kwargs["tpm_source"] = TpmSource(tpm_device, pin_file, pin_fd)
         return command(*args, **kwargs)
 
     return wrapper
@@ -270,67 +371,6 @@ def show_recovery_key(key: RecoveryKey) -> None:
     raise UsageError("The recovery key was not confirmed: nothing was changed.")
 
 
-def read_passphrase_file(file: Path) -> Passphrase:
-    """The one line of a file."""
-    with file.open("rb") as stream:
-        warn_if_readable(stream.fileno(), file)
-        return _one_line(stream.read(_MAX_FILE), f"{file}")
-
-
-def read_passphrase_fd(descriptor: int) -> Passphrase:
-    """The one line that comes from an open file descriptor, which is closed."""
-    try:
-        with os.fdopen(descriptor, "rb") as stream:
-            return _one_line(stream.read(_MAX_FILE), f"file descriptor {descriptor}")
-    except OSError as error:
-        raise UsageError(f"File descriptor {descriptor} cannot be read: {error.strerror}.") from None
-
-
-def read_recovery_key_file(file: Path) -> RecoveryKey:
-    """The recovery key that is the text of a file."""
-    from cryptfs.keyslots import RecoveryKey
-
-    with file.open("rb") as stream:
-        warn_if_readable(stream.fileno(), file)
-        return RecoveryKey.parse(stream.read(4096).decode("utf-8", "replace"))
-
-
-def read_key_file(file: Path) -> KeyFile:
-    """The key file; not larger than 1 MiB."""
-    from cryptfs.keyslots import KeyFile
-
-    with file.open("rb") as stream:
-        warn_if_readable(stream.fileno(), file)
-        return KeyFile(stream.read(_MAX_FILE))
-
-
-def write_new_secret(file: Path, text: str) -> None:
-    """Write a line to a file that must not exist yet, for its owner only, durably."""
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise UsageError(f"{file} exists already: name a file that does not.") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
-
-
-def warn_if_readable(descriptor: int, file: Path) -> None:
-    """Say so if every user of this machine can read the secret."""
-    if os.fstat(descriptor).st_mode & stat.S_IROTH:
-        click.echo(f"cryptfs: warning: every user of this machine can read {file}: chmod 600 it.", err=True)
-
-
 def strength_hint(text: str) -> str:
     """What to think of a passphrase, or nothing if it is long enough.
 
@@ -342,23 +382,6 @@ def strength_hint(text: str) -> str:
     if len(text) < 16:
         return "Fair. Longer is better: six random words are strong."
     return ""
-
-
-def _one_line(content: bytes, where: str) -> Passphrase:
-    from cryptfs.keyslots import Passphrase
-
-    line = content.removesuffix(b"\r\n") if content.endswith(b"\r\n") else content.removesuffix(b"\n")
-    if b"\n" in line:
-        raise UsageError(f"The passphrase in {where} has more than one line.")
-    try:
-        return Passphrase(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise UsageError(f"The passphrase in {where} is not UTF-8 text.") from None
-
-
-def _has_slot(config: Config, source: SecretSource) -> bool:
-    kind = "recovery" if source.recovery_key else "passphrase"
-    return any(slot.type == kind for slot in config.slots)
 
 
 def _need_terminal(instead: str) -> None:

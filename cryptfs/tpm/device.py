@@ -11,6 +11,8 @@ from cryptfs.errors import CryptfsError, TpmRefused, TpmUnavailable, UsageError
 from cryptfs.tpm.errors import Damaged, Locked, WrongPin
 
 DEFAULT = "/dev/tpmrm0"
+OVERRIDE = "CRYPTFS_TPM_DEVICE"
+"""Environment variable: the TPM to use where no option names one."""
 TEST_SWITCH = "CRYPTFS_TEST_TPM"
 """Environment variable: `1` lets a software TPM be used, which protects nothing. For tests alone."""
 
@@ -29,6 +31,11 @@ _FAILURE = 0x101
 _TCTI_LAYER = 0x000A0000
 _MARSHALLING_LAYER = 0x00090000
 _LAYERS = 0x00FF0000
+
+
+def default_address() -> str:
+    """The TPM that is used where no option names one."""
+    return os.environ.get(OVERRIDE) or DEFAULT
 
 
 def parse_address(text: str) -> str:

@@ -15,6 +15,13 @@ from cryptfs.crypto.kdf import floor
 from cryptfs.keyslots import passphrase
 
 
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What this machine remembers of a test's vaults is kept with the test."""
+    monkeypatch.setenv("CRYPTFS_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
 @dataclass(frozen=True)
 class Result:
     code: int

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.cli import key
+from cryptfs.cli import key, slot_use
 from cryptfs.errors import CryptfsError
 from cryptfs.keyslots import KeyFile, RecoveryKey
 from cryptfs.vault import config, configfile
@@ -47,7 +47,7 @@ def unlock(vault: Path, secret: config.Secret) -> Unlocked:
 def test_list(cryptfs: Cryptfs, vault: Path) -> None:
     lines = cryptfs("key", "list", vault).out.splitlines()
     slots = config.load(vault).slots
-    assert lines[0].split() == ["SLOT", "TYPE", "CREATED", "COST", "LABEL"]
+    assert lines[0].split() == ["SLOT", "TYPE", "CREATED", "LAST", "USED", "COST", "LABEL"]
     for line, slot in zip(lines[1:], slots, strict=True):
         assert line.split()[:3] == [slot.id, slot.type, slot.created]
         assert line.endswith(slot.label)
@@ -64,6 +64,7 @@ def test_list_for_programs(cryptfs: Cryptfs, vault: Path) -> None:
         "label": "paper",
         "created": loaded.slots[0].created,
         "kdf": {"name": "hkdf-sha256"},
+        "last_used_here": None,
     }
     assert listed["slots"][2]["kdf"] == {"name": "argon2id", "time": 3, "memory_kib": 65536, "lanes": 4}
 
@@ -111,7 +112,8 @@ def test_options_that_do_not_fit(
         ("recovery", (), "no terminal"),
         ("keyfile", (), "Name the key file"),
         ("keyfile", ("--new-key-file", new), "32 bytes to 1 MiB"),
-        ("tpm2", (), "is not one of"),
+        ("fido2", (), "is not one of"),
+        ("tpm2", (), "no terminal"),
     ):
         result = cryptfs("key", "add", vault, kind, *paper, *options)
         assert result.code == 2, result
@@ -227,10 +229,29 @@ def test_removal_is_confirmed(vault: Path, paper: tuple[str, str], answer: str, 
     assert any(slot.id == slot_id for slot in config.load(vault).slots) == (code != 0)
 
 
+def test_the_last_use_is_kept_on_this_machine_and_never_in_the_way(
+    cryptfs: Cryptfs, vault: Path, state_directory: Path, paper: tuple[str, str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in vault.iterdir()}
+    assert cryptfs("key", "list", vault).out.count("never here") == 3
+    unlocked = unlock(vault, RECOVERY)
+    slot_use.record(unlocked.vault_id, unlocked.slot_id)
+    shown = cryptfs("key", "list", vault, "--json").json["slots"]
+    assert [slot["last_used_here"] is None for slot in shown] == [False, True, True]
+    assert {path.name: path.read_bytes() for path in vault.iterdir()} == before
+    # A state directory that cannot be used, or holds nonsense, changes nothing.
+    (file,) = state_directory.glob("*/slots.json")
+    for nonsense in ("", "[1]", '{"x": 1}', "\xff"):
+        file.write_text(nonsense, encoding="latin-1")
+        assert cryptfs("key", "list", vault).out.count("never here") == 3
+        slot_use.record(unlocked.vault_id, unlocked.slot_id)
+        assert unlocked.slot_id in slot_use.last_used(unlocked.vault_id)
+    shutil.rmtree(state_directory)
+    state_directory.write_text("a file")
+    slot_use.record(unlocked.vault_id, unlocked.slot_id)
+    assert slot_use.last_used(unlocked.vault_id) == {}
+
+
 def test_groups_have_help() -> None:
-    assert {name: command.help is not None for name, command in key.command.commands.items()} == {
-        "list": True,
-        "add": True,
-        "change": True,
-        "remove": True,
-    }
+    assert all(command.help for command in key.command.commands.values())
+    assert {"list", "add", "change", "remove", "test", "reseal", "lockout"} <= set(key.command.commands)
