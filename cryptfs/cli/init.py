@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cryptfs.cli import secret_io, secrets
+from cryptfs.cli import key_sheet, secret_io, secrets
 from cryptfs.errors import Interrupted, UsageError, VaultInUse
 
 if TYPE_CHECKING:
     from cryptfs.keyslots import Secret
+    from cryptfs.vault.config import Unlocked
 
 # What may be in a "new" folder: a disk of its own has it from the start.
 _HARMLESS = {"lost+found"}
@@ -34,6 +35,12 @@ _HARMLESS = {"lost+found"}
     type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
     help="Write the recovery key to this new file instead of showing it.",
+)
+@click.option(
+    "--recovery-sheet",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="Write the sheet for the safe, with the recovery key, to this new file (.html or .txt).",
 )
 @click.option(
     "--passphrase-file",
@@ -56,6 +63,7 @@ def command(
     label: str,
     backup_group: bool,
     recovery_key_file: Path | None,
+    recovery_sheet: Path | None,
     passphrase_file: Path | None,
     passphrase_fd: int | None,
     key_files: tuple[Path, ...],
@@ -74,27 +82,38 @@ def command(
         }
     )
     _check_folder(vault)
-    if recovery_key_file and recovery_key_file.resolve().is_relative_to(vault.resolve()):
-        raise UsageError("The recovery key must not be stored in the vault that it opens.")
+    for file in (recovery_key_file, recovery_sheet):
+        if file and file.resolve().is_relative_to(vault.resolve()):
+            raise UsageError("The recovery key must not be stored in the vault that it opens.")
+    if recovery_sheet:
+        key_sheet.check_name(recovery_sheet)
+
+    from cryptfs.keyslots import RecoveryKey
 
     key_secrets: list[tuple[Secret, str]] = [(secret_io.read_key_file(f), f.name) for f in key_files]
     chosen: list[tuple[Secret, str]] = []
     if not no_passphrase:
         chosen.append((secrets.new_passphrase(passphrase_file, passphrase_fd), label))
     with _interruptible(), contextlib.ExitStack() as undo:
-        recovery = secrets.new_recovery_key(recovery_key_file)
+        # On the sheet is where it will be read: then it need not be shown on the screen as well.
+        on_sheet_only = recovery_sheet is not None and recovery_key_file is None
+        recovery = RecoveryKey.new() if on_sheet_only else secrets.new_recovery_key(recovery_key_file)
         if recovery_key_file:
             undo.callback(recovery_key_file.unlink, missing_ok=True)
-        _make(vault, [*chosen, (recovery, "recovery key"), *key_secrets], backup_group, undo)
+        unlocked = _make(vault, [*chosen, (recovery, "recovery key"), *key_secrets], backup_group, undo)
+        if recovery_sheet:
+            key_sheet.write(recovery_sheet, vault, unlocked.config, recovery.text)
         undo.pop_all()
     click.echo(f"The vault {vault} is ready. Mount it with: cryptfs mount {vault} MOUNTPOINT")
     if recovery_key_file:
         click.echo(f"The recovery key is in {recovery_key_file}: move it away from this computer.")
+    if recovery_sheet:
+        click.echo(f"Print {recovery_sheet}, put the paper into the safe, then delete the file.")
 
 
 def _make(
     vault: Path, chosen: list[tuple[Secret, str]], backup_group: bool, undo: contextlib.ExitStack
-) -> None:
+) -> Unlocked:
     """Folders, root directory, and cryptfs.json last: what has one is a whole vault."""
     from cryptfs.vault import config, configfile
     from cryptfs.vault.layout import create_tree
@@ -122,6 +141,7 @@ def _make(
     config.write_new(unlocked)
     config.load(vault)
     configfile.sync_folder(vault.resolve().parent)
+    return unlocked
 
 
 def _check_folder(vault: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryptfs.cli import key_tpm, terminal
+from cryptfs.cli import key_emergency, key_sheet, key_tpm, terminal
 from cryptfs.cli.main import printable
 from cryptfs.cli.secrets import (
     NewSecretSource,
@@ -36,7 +36,16 @@ def command() -> None:
     """
 
 
-for _command in (key_tpm.test, key_tpm.reseal, key_tpm.lockout):
+for _command in (
+    key_tpm.test,
+    key_tpm.reseal,
+    key_tpm.lockout,
+    key_sheet.sheet,
+    key_emergency.backup,
+    key_emergency.restore,
+    key_emergency.recover,
+    key_emergency.destroy,
+):
     command.add_command(_command)
 
 

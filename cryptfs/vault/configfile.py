@@ -28,10 +28,11 @@ class NotDurable(StorageError):
 
 
 @contextlib.contextmanager
-def locked(vault: Path) -> Iterator[None]:
+def locked(vault: Path, *, keep_leftovers: bool = False) -> Iterator[None]:
     """Alone in changing the configuration; VaultInUse if somebody else is at it.
 
-    The lock file stays: to remove it would let two processes lock two different files.
+    What a killed change left is removed, unless the caller has to do that. The lock file stays: to
+    remove it would let two processes lock two different files.
     """
     descriptor = os.open(vault / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
@@ -45,7 +46,7 @@ def locked(vault: Path) -> Iterator[None]:
             raise VaultInUse(
                 "Somebody else is changing the keys of this vault: try again when they have finished."
             ) from None
-        for leftover in vault.glob(_TEMPORARY + "*"):
+        for leftover in () if keep_leftovers else vault.glob(_TEMPORARY + "*"):
             leftover.unlink(missing_ok=True)
         yield
     finally:
@@ -90,6 +91,15 @@ def replace(
         raise NotDurable(
             f"{current} was changed, but the disk did not confirm it: keep the old secret and the new one."
         ) from None
+
+
+def copy_aside(file: Path, target: Path) -> None:
+    """Keep a file's bytes under another name in its folder, durably, with its mode and owner."""
+    status = file.stat()
+    with file.open("rb") as stream:
+        text = stream.read()
+    _rename(_write_temporary(file.parent, text, status.st_mode & 0o7777, like=file), target)
+    sync_folder(file.parent)
 
 
 def _rename(temporary: Path, target: Path) -> None:

@@ -254,4 +254,6 @@ def test_the_last_use_is_kept_on_this_machine_and_never_in_the_way(
 
 def test_groups_have_help() -> None:
     assert all(command.help for command in key.command.commands.values())
-    assert {"list", "add", "change", "remove", "test", "reseal", "lockout"} <= set(key.command.commands)
+    assert {"list", "add", "change", "remove", "test", "reseal", "lockout", "sheet", "backup"} <= set(
+        key.command.commands
+    )

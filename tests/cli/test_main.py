@@ -171,7 +171,7 @@ def test_completion_knows_the_commands() -> None:
     code = "from cryptfs.cli.main import main; main()"
     environment = os.environ | {
         "_CRYPTFS_COMPLETE": "bash_complete",
-        "COMP_WORDS": "cryptfs key re",
+        "COMP_WORDS": "cryptfs key rem",
         "COMP_CWORD": "2",
     }
     done = subprocess.run(
