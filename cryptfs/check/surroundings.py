@@ -57,6 +57,7 @@ def header_copies(context: Context) -> Iterator[Finding]:
         if not found:
             return
         context.pause(delay)
+        context.renew()
         context.forget_copies()
         if context.copies().findings == found:
             break
