@@ -129,6 +129,14 @@ def test_the_command_s_exit_code_is_passed_on(mounted: CryptfsMount) -> None:
     (mounted.path / "after").write_bytes(b"a")
 
 
+def test_the_daemon_asks_itself_nothing_that_only_it_can_answer(mounted: CryptfsMount) -> None:
+    """The kernel has forgotten the mount's root and has to ask for it again."""
+    with open("/proc/sys/vm/drop_caches", "w") as caches:
+        caches.write("3")
+    (mounted.path / "new").mkdir()  # the root's attributes are stale now
+    mounted.cli("freeze", mounted.vault, "--", "true")
+
+
 def test_a_killed_freeze_thaws(mounted: CryptfsMount) -> None:
     with freezing(mounted) as freeze:
         command = int(Path(f"/proc/{freeze.pid}/task/{freeze.pid}/children").read_text())
