@@ -106,7 +106,7 @@ def test_writers_wait_and_readers_do_not(mounted: CryptfsMount) -> None:
         assert "frozen for a backup" in mounted.cli("status").stdout
         assert freeze.stdin is not None
         freeze.stdin.close()
-        assert freeze.wait(60) == 0
+        assert freeze.wait(240) == 0
     for child in [*writers, remover]:
         child.result()
     assert not (mounted.path / "unwanted").exists()
@@ -117,7 +117,7 @@ def test_writers_wait_and_readers_do_not(mounted: CryptfsMount) -> None:
 def test_the_time_limit_ends_the_freeze_and_the_command(mounted: CryptfsMount) -> None:
     done = mounted.cli("freeze", mounted.vault, "--timeout", "0.5s", "--", "sleep", "600", check=False)
     assert done.returncode == 25
-    assert "not consistent" in done.stderr
+    assert "longer --timeout" in done.stderr
     (mounted.path / "after").write_bytes(b"a")
     assert status(mounted)["frozen"] is False
 
@@ -149,7 +149,7 @@ def test_a_killed_freeze_thaws(mounted: CryptfsMount) -> None:
 def test_a_signal_ends_the_command_and_the_freeze(mounted: CryptfsMount) -> None:
     with freezing(mounted) as freeze:
         freeze.send_signal(signal.SIGTERM)
-        assert freeze.wait(60) == 128 + signal.SIGTERM
+        assert freeze.wait(240) == 128 + signal.SIGTERM
     (mounted.path / "after").write_bytes(b"a")
 
 
@@ -165,7 +165,7 @@ def test_only_one_freeze_at_a_time_and_no_unmount(mounted: CryptfsMount) -> None
 def test_a_daemon_killed_while_frozen_leaves_an_unmounted_vault(mounted: CryptfsMount) -> None:
     with freezing(mounted) as freeze:
         mounted.kill_daemon()
-        assert freeze.wait(60) != 0
+        assert freeze.wait(240) != 0
     mounted.recover()
     assert "did not end cleanly" not in mounted.log.read_text()
     assert (mounted.path / "before").read_bytes() == b"b" * 100_000
@@ -176,7 +176,7 @@ def test_a_daemon_told_to_end_thaws_first(mounted: CryptfsMount) -> None:
         writer = Child(write(mounted.path / "during"))
         wait_until(lambda: status(mounted)["requests_held"] == 1, "the writer waits")
         os.kill(mounted.daemon_pids()[0], signal.SIGTERM)
-        assert freeze.wait(60) == 25
+        assert freeze.wait(240) == 25
         writer.result()
     wait_until(lambda: not mounted.daemon_pids(), "the daemon has ended", 60)
     mounted.recover()
@@ -191,5 +191,5 @@ def test_a_vault_that_is_not_mounted_stays_so(vault: CryptfsMount) -> None:
         assert vault.cli("mount", vault.vault, vault.path, *secret, check=False).returncode == 14
         assert freeze.stdin is not None
         freeze.stdin.close()
-        assert freeze.wait(60) == 0
+        assert freeze.wait(240) == 0
     vault.cli("mount", vault.vault, vault.path, *secret)
