@@ -34,12 +34,13 @@ def status(mount: CryptfsMount) -> dict[str, object]:
 
 @contextmanager
 def freezing(mount: CryptfsMount, timeout: str = "5m") -> Iterator[subprocess.Popen[str]]:
-    """A freeze that lasts until its standard input is closed."""
+    """A freeze that lasts until `thaw` is called: no pipe, which forked writers would hold open."""
+    (mount.base / "thaw").unlink(missing_ok=True)
     environment = os.environ | {"CRYPTFS_RUNTIME_DIR": str(mount.base / "run"), "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "cryptfs", "freeze", mount.vault, "--timeout", timeout]
-        + ["--", "sh", "-c", "echo frozen; exec cat"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
+        + ["--", "sh", "-c", 'echo frozen; while [ ! -e "$0" ]; do sleep 0.1; done', mount.base / "thaw"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -48,7 +49,7 @@ def freezing(mount: CryptfsMount, timeout: str = "5m") -> Iterator[subprocess.Po
     finally:
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
+        for pipe in (process.stdout, process.stderr):
             assert pipe is not None
             pipe.close()
 
@@ -104,8 +105,7 @@ def test_writers_wait_and_readers_do_not(mounted: CryptfsMount) -> None:
             caches.write("1")
         assert (mounted.path / "before").read_bytes() == b"b" * 100_000
         assert "frozen for a backup" in mounted.cli("status").stdout
-        assert freeze.stdin is not None
-        freeze.stdin.close()
+        (mounted.base / "thaw").touch()
         assert freeze.wait(240) == 0
     for child in [*writers, remover]:
         child.result()
@@ -189,7 +189,6 @@ def test_a_vault_that_is_not_mounted_stays_so(vault: CryptfsMount) -> None:
     with freezing(vault) as freeze:
         secret = ("--recovery-key-file", vault.recovery_file)
         assert vault.cli("mount", vault.vault, vault.path, *secret, check=False).returncode == 14
-        assert freeze.stdin is not None
-        freeze.stdin.close()
+        (vault.base / "thaw").touch()
         assert freeze.wait(240) == 0
     vault.cli("mount", vault.vault, vault.path, *secret)
