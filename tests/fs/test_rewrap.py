@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.fs import FileSystem, directory, rewrap
+from cryptfs.fs import directory, rewrap
 from cryptfs.fs.rewrap import Rewrap
 from cryptfs.fs.throttle import Stopped, Throttle
+from cryptfs.fs.types import SetAttr
 from cryptfs.vault import diskio
 from cryptfs.vault.epochs import EpochReader
 from cryptfs.vault.header import SLOT_OFFSETS
@@ -221,84 +222,6 @@ def test_files_in_use_are_rewrapped_with_what_the_journal_holds(vault: Path) -> 
         fs.close()
 
 
-def busy(fs: FileSystem, stop: threading.Event, failures: list[BaseException]) -> None:
-    """Renames what was there from directory to directory, writes, links, deletes, makes directories."""
-    rng = random.Random(1)
-    homes = [fs.lookup(1, b"home %d" % number).ino for number in range(3)]
-    place = {b"file %d" % number: homes[number % 3] for number in range(30)}
-    try:
-        while not stop.is_set():
-            name = rng.choice(list(place))
-            home, to = place[name], rng.choice(homes)
-            match rng.randrange(5):
-                case 0 | 1:
-                    fs.rename(home, name, to, name)
-                    place[name] = to
-                case 2:
-                    attr = fs.lookup(home, name)
-                    handle = fs.open(attr.ino, os.O_RDWR)
-                    fs.write(handle, len(name), b"+")
-                    fs.release(handle)
-                    fs.forget(attr.ino, 1)
-                case 3:
-                    # Another name where the walk may have been, and the first one goes.
-                    attr = fs.lookup(home, name)
-                    fs.link(attr.ino, to, name + b"'")
-                    fs.unlink(home, name)
-                    fs.rename(to, name + b"'", to, name)
-                    fs.forget(attr.ino, 2)
-                    place[name] = to
-                case 4:
-                    folder = rng.choice(homes)
-                    other = rng.choice(homes)
-                    if folder != other:
-                        name_of = b"sub %d" % homes.index(folder)
-                        fs.rename(folder, name_of, other, name_of)
-                        fs.rename(other, name_of, folder, name_of)
-    except BaseException as error:
-        failures.append(error)
-        raise
-
-
-def test_under_load_nothing_escapes(tmp_path: Path) -> None:
-    vault = make_vault(tmp_path / "vault")
-    fs = open_fs(vault, OLD)
-    for number in range(3):
-        home = fs.mkdir(1, b"home %d" % number, 0o755, ME).ino
-        sub = fs.mkdir(home, b"sub %d" % number, 0o755, ME).ino
-        for inner in range(20):
-            put(fs, sub, b"inner %d" % inner, b"inner")
-    for number in range(30):
-        put(fs, fs.lookup(1, b"home %d" % (number % 3)).ino, b"file %d" % number, b"file %d" % number)
-    fs.close()
-    fs = open_fs(vault, OLD)
-    stop, failures = threading.Event(), list[BaseException]()
-    threads = [threading.Thread(target=busy, args=(fs, stop, failures)) for _ in range(1)]
-    for thread in threads:
-        thread.start()
-    keyring = OLD
-    try:
-        for _ in range(2):
-            keyring = keyring.with_new_epoch()
-            fs.use_keyring(keyring)
-            summary = Rewrap(fs, Throttle()).run()
-            assert not summary.damaged, summary.damaged
-            assert summary.only_current, summary.needs
-            keyring = keyring.with_current_only()
-            fs.use_keyring(keyring)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert not failures
-    fs.close()
-    found = shown(vault, keyring)
-    files = {path.split(b"/")[-1]: entry for path, entry in found.items() if b"/file " in path}
-    assert len(files) == 30
-    assert all(entry.content.rstrip(b"+") == name for name, entry in files.items())
-    assert sum(entry.content == b"inner" for entry in found.values()) == 60
-
-
 def damage(path: Path) -> None:
     with path.open("r+b") as file:
         for offset in SLOT_OFFSETS:
@@ -370,3 +293,32 @@ def test_read_only_mounts_learn_the_new_epoch(vault: Path) -> None:
     reading.use_keyring(NEW)
     assert everything(reading) == before
     reading.close()
+
+
+def test_a_file_opened_again_before_its_header_was_synced_keeps_the_durable_one(tmp_path: Path) -> None:
+    """An update of the header must not go over the one that a sync has just made durable."""
+    vault = make_vault(tmp_path / "vault")
+    fs = open_fs(vault, OLD)
+    ino = put(fs, 1, b"image", b"pixels")
+    handle = fs.open(ino, os.O_RDWR)
+    fs.fsync(handle)
+    (path,) = (entry for entry in (vault / "tree").iterdir() if entry.name != "@dir")
+    durable = path.read_bytes()[:192]
+    fs.setattr(ino, SetAttr(mode=0o600), handle)
+    fs.flush(handle)
+    assert path.read_bytes()[:192] == durable
+    fs.release(handle)
+    fs.close()
+
+
+def test_it_waits_while_the_vault_is_frozen(vault: Path) -> None:
+    fs = open_fs(vault, BOTH)
+    fs.gate.close()
+    job = rewrap.rewrap_job(fs, Throttle())
+    job.start()
+    assert not job.wait(0.3)
+    assert old_headers(vault) and job.snapshot()["phase"] == "starting"
+    fs.gate.open()
+    assert job.wait(60) and job.state == "done"
+    assert job.result["needs"] == 0
+    fs.close()
