@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,16 @@ SEED = int(os.environ.get("CRYPTFS_TEST_SEED", random.SystemRandom().randrange(2
 
 
 def pytest_configure() -> None:
-    """SIGTERM ends a run as Ctrl-C does: with every mount, server and namespace taken away."""
+    """SIGTERM ends a run as Ctrl-C does: with every mount, server and namespace taken away.
+
+    What mounts remember of their vaults goes to a folder of this run.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ["CRYPTFS_STATE_DIR"] = tempfile.mkdtemp(prefix="cryptfs-state-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ.pop("CRYPTFS_STATE_DIR"), ignore_errors=True)
 
 
 def pytest_report_header() -> str:

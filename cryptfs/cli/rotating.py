@@ -103,11 +103,13 @@ class Alone:
     """This process opens the vault itself, which locks it: VaultInUse if it is mounted by somebody else."""
 
     def __init__(self, vault: Path, unlocked: Unlocked) -> None:
+        from cryptfs.cli.mount import remembered_at
         from cryptfs.fs import FileSystem
         from cryptfs.vault import Vault
 
         self._fs: FileSystem = FileSystem(
-            Vault(vault, unlocked.vault_id, unlocked.keyring, backup_group=unlocked.config.backup_group)
+            Vault(vault, unlocked.vault_id, unlocked.keyring, backup_group=unlocked.config.backup_group),
+            place=remembered_at(unlocked.vault_id, None, (vault,))[0],
         )
         self._job: Job | None = None
 

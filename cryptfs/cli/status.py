@@ -108,6 +108,14 @@ def _describe(mount: dict[str, Any]) -> str:
             ("written", _traffic(mount["bytes_written"], mount["written_bytes_per_second"])),
             ("index", mount["index"]),
         ]
+    if sum(mount.get("witness", {}).get(kind, 0) for kind in ("refused", "missing", "vault")):
+        witness = mount["witness"]
+        lines.append(
+            (
+                "restored?",
+                f"{witness['refused']} refused, {witness['missing']} missing: cryptfs accept-restore",
+            )
+        )
     if "problem" in mount:
         lines.append(("problem", mount["problem"]))
     return "\n".join(

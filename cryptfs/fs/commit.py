@@ -25,6 +25,7 @@ from cryptfs.fs.file import File
 from cryptfs.fs.gate import Gate
 from cryptfs.fs.nodes import Node
 from cryptfs.fs.places import Places
+from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.diskio import syncfs
 from cryptfs.vault.vault import Vault
 
@@ -60,8 +61,12 @@ class Unsettled:
 class Committer:
     """Journal, sync order and background settling of one mounted vault."""
 
-    def __init__(self, vault: Vault, directories: DirectoryCache, namespace: threading.RLock) -> None:
+    def __init__(
+        self, vault: Vault, directories: DirectoryCache, namespace: threading.RLock, witness: Witness
+    ) -> None:
         self._vault = vault
+        self._namespace = namespace
+        self._witness = witness
         self.journal = vault.journal
         self.session = vault.session
         self.codec = vault.codec
@@ -73,6 +78,7 @@ class Committer:
         """Held while a path is put into the journal, and while a rename changes paths."""
         self._lock = threading.Lock()
         self._checkpointing = threading.Lock()
+        self._settling = threading.Lock()
         self._pending: dict[bytes, File] = {}
         self._live: dict[bytes, File] = {}
         self._unsettled: dict[int, Unsettled] = {}
@@ -89,6 +95,8 @@ class Committer:
         goes over the whole tree must not miss it."""
         self.open_files: Callable[[], list[File]] = list
         """All files in use."""
+        self.note: Callable[[File], None] = lambda file: None
+        """Called, with the namespace lock, for each of them before what is durable is recorded."""
 
     # -- what files tell -----------------------------------------------------------------
 
@@ -254,17 +262,17 @@ class Committer:
         if not self.journal.any_live():
             self.journal.reset()
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Sync the files that were closed without fsync, and all names, in one go.
 
         This ends a phase of the session: after a power cut only files begun in a later one are
-        suspected of having lost something.
+        suspected of having lost something. False if there was nothing to do.
         """
         with self._lock:
             unsettled = dict(self._unsettled)
         marks = self.places.all_marks()
         if not unsettled and not marks and self._vault.state.phase == self.phase - 1:
-            return
+            return False
         ended, self.phase = self.phase, self.phase + 1
         self.places.sync_headers()
         syncfs(self._vault.tree_fd)
@@ -276,11 +284,30 @@ class Committer:
         # A file that is still being written holds its own phase back.
         still = [file.header.phase for file in self.open_files() if not file.durable and not file.unlinked]
         self._vault.state.completed(min([ended, *(phase - 1 for phase in still)]))
+        return True
 
     def sync_all(self) -> None:
-        """Everything given to the disk so far is durable, and nothing is left in the journal."""
-        self.checkpoint_all()
-        self.settle()
+        """Everything given to the disk so far is durable, and nothing is left in the journal.
+
+        The rollback witness hears of it then: it records only what a power cut cannot take back.
+        """
+        with self._settling:
+            with self._namespace:
+                for file in self.open_files():
+                    self.note(file)
+                batch = self._witness.cut()
+            try:
+                self.checkpoint_all()
+                if not self.settle() and batch is not None:
+                    self.places.sync_headers()
+                    syncfs(self._vault.tree_fd)
+            except BaseException:
+                if batch is not None:
+                    with self._namespace:
+                        self._witness.give_back(batch)
+                raise
+            if batch is not None:
+                self._witness.commit(batch)
 
     # -- in the background -------------------------------------------------------------------
 
@@ -320,8 +347,8 @@ class Committer:
             time.monotonic() - settled > SETTLE_INTERVAL
             or len(self._unsettled) > SETTLE_AT
             or self.places.crowded(SETTLE_AT)
+            or self._witness.crowded
         ):
             settled = time.monotonic()
-            self.checkpoint_all()
-            self.settle()
+            self.sync_all()
         return settled

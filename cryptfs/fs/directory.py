@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cryptfs.fs.nodes import ROOT, Node, stale
 from cryptfs.vault.dirlog import CARRIED_AT, CARRIED_MAX, RECORD_SIZE
@@ -123,6 +123,8 @@ class DirectoryCache:
         self._vault = vault
         self._limit = limit
         self._open: OrderedDict[int, Directory] = OrderedDict()
+        self.check: Callable[[Node, bytes, bytes, Header], None] = lambda *_: None
+        """Called for every header that was read: the directory above, its id, the name. May raise EIO."""
 
     def get(self, node: Node) -> Directory:
         """The open directory of a node. EIO if its header is damaged, ESTALE if it is gone."""
@@ -155,14 +157,16 @@ class DirectoryCache:
                 raise stale() from None
             parent_id = parent.header.object_id
         try:
-            return self._adopt(node.ino, fd, parent_id)
+            return self._adopt(node, fd, parent_id)
         except BaseException:
             os.close(fd)
             raise
 
-    def _adopt(self, ino: int, fd: int, parent_id: bytes | None) -> Directory:
+    def _adopt(self, node: Node, fd: int, parent_id: bytes | None) -> Directory:
         header, slot = self.read_header(fd, parent_id)
-        return self.insert(ino, Directory(fd, header, slot))
+        if parent_id is not None and node.parent is not None:
+            self.check(node.parent, parent_id, node.lname, header)
+        return self.insert(node.ino, Directory(fd, header, slot))
 
     def insert(self, ino: int, directory: Directory) -> Directory:
         """Take over a directory that the caller has just opened or made."""

@@ -28,7 +28,7 @@ from cryptfs.fs.types import SetAttr
 from cryptfs.vault.content import SMALL_CHUNK_LOG2, Geometry, InvalidTag
 from cryptfs.vault.dirlog import CARRIED_AT, carried
 from cryptfs.vault.diskio import pwrite_all
-from cryptfs.vault.header import AREA_SIZE, FLAG_SPARSE, SLOT_OFFSETS, Header
+from cryptfs.vault.header import AREA_SIZE, FLAG_SPARSE, SLOT_OFFSETS, Header, generation_of
 from cryptfs.vault.journal import Record
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class File:
         self.durable = durable
         """Whether what is in place may only be changed through the journal."""
         self.slot = slot
+        self.placed = header.generation
+        """The generation of the header that is in place."""
+        self.noted = 0
+        """The generation that the rollback witness was told."""
         self.unsynced = not durable
         """Whether something is in place that neither a sync nor the journal made durable."""
         self.header_changed = False
@@ -372,6 +376,7 @@ class File:
         self._chunks.forget_pending()
         self._chunks.placed_up_to(1, True, 0)
         self._written_slot = slot
+        self.placed = self.header.generation
         self.size = 0
         self.durable = False
         self.unsynced = True
@@ -475,6 +480,7 @@ class File:
         self._chunks.pending_header = None
         pwrite_all(self.fd, packed, SLOT_OFFSETS[slot])
         self._written_slot = slot
+        self.placed = self.header.generation
         self.header_changed = False
         self.unsynced = True
 
@@ -486,9 +492,11 @@ class File:
 
     def _apply(self) -> None:
         self._changes += 1
+        header = self._chunks.pending_header
         slot = self._chunks.apply()
-        if slot is not None:
+        if slot is not None and header is not None:
             self._written_slot = slot
+            self.placed = generation_of(header[1])
 
     def orphaned(self, directory: Node) -> None:
         """The last name is gone: nothing has to go through the journal any more.

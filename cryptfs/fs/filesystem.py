@@ -33,8 +33,11 @@ from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import FsOptions, SmallChunks
 from cryptfs.fs.recovery import overlays, recover
 from cryptfs.fs.renaming import Renamer
+from cryptfs.fs.restoring import Survey
 from cryptfs.fs.types import Attr, Owner, SetAttr, StatFs
+from cryptfs.fs.witnessing import Witness
 from cryptfs.fs.xattrs import ExtendedAttributes
+from cryptfs.index.witness import Found
 from cryptfs.vault.header import KeyringLike
 from cryptfs.vault.names import NAME_MAX
 from cryptfs.vault.vault import Vault
@@ -73,10 +76,13 @@ class FileSystem:
         self._read_bytes = self._written_bytes = 0
         self._directories = DirectoryCache(vault)
         self.knowledge = Knowledge()
+        self.witness = Witness()
         try:
+            self.witness = Witness.open(place, vault, compares=self.options.compare)
             self.knowledge = open_knowledge(vault, place, wanted=self.options.index, why_not=why_not)
             self._begin()
         except BaseException:
+            self.witness.close()
             self._directories.close()
             self.knowledge.close(None)
             vault.close()
@@ -86,33 +92,38 @@ class FileSystem:
         vault = self.vault
         self._nodes = NodeTable(os.fstat(vault.tree_fd).st_ino)
         pending = overlays(vault) if vault.read_only else recover(vault)
-        self._committer = Committer(vault, self._directories, self._lock)
+        self.witness.begin(Found(vault.state.last, vault.state.found_open), vault.session)
+        self._committer = Committer(vault, self._directories, self._lock, self.witness)
         self._freezer = Freezer(vault, self.sync)
         self._committer.gate = self._freezer.gate
         self._committer.hold, self._committer.let_go = self._hold, self._let_go
         self._committer.open_files = self._files
         self._objects = Objects(
-            vault, self._nodes, self._directories, self._committer, pending, self.knowledge
+            vault, self._nodes, self._directories, self._committer, pending, self.knowledge, self.witness
         )  # fmt: skip
+        self._committer.note = self._objects.note
+        self._directories.check = self.witness.check
         self.knowledge.bind(self._lock, self._nodes, self._directories, self._objects)
         self._names = Namespace(
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer,
-            SmallChunks(self.options.small_chunk_patterns), self.knowledge,
+            SmallChunks(self.options.small_chunk_patterns), self.knowledge, self.witness,
         )  # fmt: skip
         self._xattrs = ExtendedAttributes(vault.xattrs, self._objects, self._directories, self.options.xattrs)
         self._renamer = Renamer(
             vault, self._lock, self._nodes, self._directories, self._objects, self._committer, self._names,
-            self.knowledge,
+            self.knowledge, self.witness,
         )  # fmt: skip
         # The root must open, else there is nothing to serve.
         try:
-            self._directories.get(self._nodes.root)
+            root = self._directories.get(self._nodes.root)
         except OSError:
             raise IntegrityError(
                 f"the header of the root directory of {vault.path} is damaged and no copy of it opens"
             ) from None
+        self.witness.check_root(root.header)
         if not vault.read_only:
             vault.state.begin()
+            self.witness.confirm()
             self._committer.start()
 
     # -- inodes ------------------------------------------------------------------------------
@@ -257,7 +268,9 @@ class FileSystem:
             if not node.is_dir:
                 raise error(errno.ENOTDIR)
             number = next(self._numbers)
-            self._listings[number] = Listing(node, self._directories, self._objects, self.knowledge)
+            self._listings[number] = Listing(
+                node, self._directories, self._objects, self.knowledge, self.witness
+            )
             return number
 
     def readdir(self, dh: int, offset: int) -> Generator[tuple[bytes, Attr, int], None, None]:
@@ -480,10 +493,20 @@ class FileSystem:
         """Go on with another keyring: from now on headers are sealed under its current epoch."""
         with self._lock:
             self.vault.use_keyring(keyring)
+            self.witness.use_keyring(keyring)
 
     def _files(self) -> list[File]:
         with self._lock:
             return [node.file for node in self._nodes if node.file is not None]
+
+    def survey(self) -> Survey:
+        """A comparison of the whole vault with what this host remembers: `run` it, and close it."""
+        return Survey(self.vault, self.witness, self._objects, self._directories, self._lock)
+
+    def accept(self, survey: Survey) -> None:
+        """Remember what a survey found as right, durably. Raises CryptfsError, OSError."""
+        self._require_writable()
+        survey.accept(self.vault, self.witness, self._lock)
 
     def stats(self) -> dict[str, Any]:
         """Counters for status reports; sizes in bytes."""
@@ -497,6 +520,7 @@ class FileSystem:
             "dirty_bytes": sum(file.dirty_bytes() for file in set(self._handles.values())),
             "unclean_sessions": len(self.vault.state.unclean),
             "index": self.knowledge.status(),
+            "witness": self.witness.stats(),
         }
 
     def close(self) -> None:
@@ -507,9 +531,13 @@ class FileSystem:
         try:
             if not self.vault.read_only:
                 self.sync()
+                if self.witness.waiting:
+                    self._committer.sync_all()
                 self.vault.state.end()
+                self.witness.end()
                 ended = self.vault.session
         finally:
+            self.witness.close()
             with self._lock:
                 for file in self._files():
                     file.close()

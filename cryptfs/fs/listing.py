@@ -14,6 +14,7 @@ from cryptfs.fs.metadata import Snapshot
 from cryptfs.fs.nodes import Node
 from cryptfs.fs.objects import Objects
 from cryptfs.fs.types import Attr
+from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.names import NameInvalid
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,14 @@ class Listing:
     """
 
     def __init__(
-        self, node: Node, directories: DirectoryCache, objects: Objects, knowledge: Knowledge
+        self,
+        node: Node,
+        directories: DirectoryCache,
+        objects: Objects,
+        knowledge: Knowledge,
+        witness: Witness,
     ) -> None:
+        self._witness = witness
         self.node = node
         self.offered: dict[int, Node] = {}
         self._directories = directories
@@ -60,6 +67,7 @@ class Listing:
             directory = self._directories.get(self.node)
             self._comparison = self._knowledge.compare(self.node, directory)
             self._lnames = directory.entries()
+            self._witness.listed(self.node, directory.header.object_id, self._lnames)
 
     def _indexed(self, snapshot: Snapshot, offset: int) -> Iterator[Entry]:
         knowledge, offered = self._knowledge, self.offered

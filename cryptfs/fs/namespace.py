@@ -21,6 +21,8 @@ from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import SmallChunks
 from cryptfs.fs.types import Attr, Owner
+from cryptfs.fs.verdicts import record_of
+from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.content import DEFAULT_CHUNK_LOG2, SMALL_CHUNK_LOG2
 from cryptfs.vault.diskio import pwrite_all
 from cryptfs.vault.header import BLOCK, CHAR, DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
@@ -49,6 +51,7 @@ class Namespace:
         committer: Committer,
         small_chunks: SmallChunks,
         knowledge: Knowledge,
+        witness: Witness,
     ) -> None:
         self._vault = vault
         self._lock = lock
@@ -58,6 +61,7 @@ class Namespace:
         self._committer = committer
         self._small_chunks = small_chunks
         self._knowledge = knowledge
+        self._witness = witness
 
     def enter(self, parent: int) -> tuple[Node, Directory]:
         """The node and the open directory of an inode; ENOTDIR or ENOENT if it is none any more."""
@@ -84,7 +88,12 @@ class Namespace:
             known = self._knowledge.find(self._directory(parent), name)
             if known is None:
                 node, directory = self.enter(parent)
-                known = self._objects.look(node, directory, directory.lower_name(name)[0], name)
+                lname = directory.lower_name(name)[0]
+                try:
+                    known = self._objects.look(node, directory, lname, name)
+                except FileNotFoundError:
+                    self._witness.lacks(node, directory.header.object_id, lname)
+                    raise
             self._nodes.reference(known[0])
             return known[1]
 
@@ -122,6 +131,7 @@ class Namespace:
     ) -> tuple[File, os.stat_result]:
         """An object file with its header; on disk it is complete but for its content."""
         lname, text = directory.lower_name(name)
+        self._witness.changing(directory.header.object_id, lname)
         directory.add_long(lname, text, self._vault.modes.file)
         try:
             fd = os.open(lname, _CREATE, self._vault.modes.file, dir_fd=directory.fd)
@@ -196,6 +206,7 @@ class Namespace:
             node, directory = self._change(parent)
             header = self._header(DIRECTORY, 0, mode, owner, directory.header)
             lname, text = directory.lower_name(name)
+            self._witness.changing(directory.header.object_id, lname)
             directory.add_long(lname, text, self._vault.modes.file)
             try:
                 os.mkdir(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
@@ -225,6 +236,7 @@ class Namespace:
             self._committer.places.entry_changed(node)
             self._knowledge.made(node, lname, name, made)
             self._knowledge.directory_made(made, header)
+            self._witness.placed(directory.header.object_id, lname, record_of(header, lname))
             return self._objects.directory_attr(made, header, st)
 
     def _clear_remnant(self, parent: Node, directory: Directory, lname: bytes) -> None:
@@ -266,6 +278,7 @@ class Namespace:
                 raise error(errno.ENOENT)
             above = self._directories.get(source.parent)
             lname, text = directory.lower_name(name)
+            self._witness.changing(directory.header.object_id, lname)
             directory.add_long(lname, text, self._vault.modes.file)
             os.link(source.lname, lname, src_dir_fd=above.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
             self._knowledge.shared(source)
@@ -275,6 +288,7 @@ class Namespace:
             self._committer.moved(source)
             file = self._objects.open(source)
             try:
+                file.noted = 0  # not under this name
                 file.touch_ctime()
                 self._nodes.reference(source)
                 return self._objects.file_attr(file)
@@ -293,8 +307,10 @@ class Namespace:
             target = self._nodes.find(self._nodes.number(st.st_ino))
             if st.st_nlink > 1:
                 self._settle_links(target)
+            self._witness.changing(directory.header.object_id, lname)
             os.unlink(lname, dir_fd=directory.fd)
             self._knowledge.gone(node, lname)
+            self._witness.gone(directory.header.object_id, lname)
             directory.drop_long(lname)
             self._committer.places.entry_changed(node)
             self.gone(self._nodes.number(st.st_ino), target, st.st_nlink, node, lname)
@@ -331,8 +347,10 @@ class Namespace:
                 raise error(errno.ENOTDIR)
             inner = self._directories.get(found)
             self.require_empty(found, inner)
+            self._witness.changing(directory.header.object_id, lname)
             self.remove_directory(found, inner, directory, lname)
             self._knowledge.gone(node, lname)
+            self._witness.gone(directory.header.object_id, lname)
             directory.drop_long(lname)
             self._committer.places.entry_changed(node)
 
@@ -361,6 +379,7 @@ class Namespace:
             self._directories.write_header(inner.fd, inner.header, -1)
             raise
         node.dead = True
+        self._witness.directory_gone(inner.header.object_id)
         self._directories.discard(node.ino)
         self._committer.places.directory_gone(node.ino)
         self._knowledge.directory_gone(node)

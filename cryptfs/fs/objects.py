@@ -15,6 +15,9 @@ from cryptfs.fs.file import File
 from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.nodes import Node, NodeTable, stale
 from cryptfs.fs.types import Attr
+from cryptfs.fs.verdicts import record_of
+from cryptfs.fs.witnessing import Witness
+from cryptfs.index.witness import Held
 from cryptfs.vault.content import Geometry
 from cryptfs.vault.header import (
     AREA_SIZE,
@@ -72,6 +75,7 @@ class Objects:
         committer: Committer,
         overlays: dict[bytes, list[Record]],
         knowledge: Knowledge,
+        witness: Witness,
     ) -> None:
         self._vault = vault
         self._nodes = nodes
@@ -79,6 +83,7 @@ class Objects:
         self._committer = committer
         self._overlays = overlays
         self._knowledge = knowledge
+        self._witness = witness
         self._access = os.O_RDONLY if vault.read_only else os.O_RDWR
 
     # -- entries -----------------------------------------------------------------------------
@@ -106,6 +111,7 @@ class Objects:
             known = self._directories.cached(ino)
             if known is None:
                 header, slot = self._directories.read_header(fd, directory.header.object_id)
+                self._witness.check(parent, directory.header.object_id, lname, header)
                 known = self._directories.insert(ino, Directory(fd, header, slot))
                 keep = True
             attr = self.directory_attr(node, known.header, os.fstat(fd))  # reading it may have repaired it
@@ -134,13 +140,16 @@ class Objects:
             raise eio() from None
         finally:
             os.close(fd)
+        self._witness.check(None, directory.header.object_id, lname, lower.header)
         size = plain_size(lower.header, lower.length)
         if size is None:
             raise eio()
         return lower.header, st, size
 
     def _bury(self, parent: Node, directory: Directory, lname: bytes) -> None:
-        """Remove a remnant: it holds nothing that could ever be read."""
+        """Remove a remnant: it holds nothing that could ever be read. EIO if something durable was there."""
+        if self._witness.was_durable(parent, directory.header.object_id, lname):
+            raise eio()
         log.warning("an object that was being created when the power failed was never synced and is gone")
         if self._vault.changeable:
             os.unlink(lname, dir_fd=directory.fd)
@@ -152,6 +161,7 @@ class Objects:
     ) -> Attr:  # fmt: skip
         lower = self._read_lower(fd, st)
         header = lower.header
+        self._witness.check(parent, directory.header.object_id, lname, header)
         size = plain_size(header, lower.length)
         if size is None or self._vault.state.suspects(header):
             self._knowledge.looked(parent, directory, lname, name, node, None, st, 0)
@@ -166,6 +176,10 @@ class Objects:
         else:
             self._knowledge.looked(parent, directory, lname, name, node, header, st, size)
         return _attr(node, header, st, size)
+
+    def header_of(self, fd: int, st: os.stat_result) -> Header:
+        """The header of an open object file, the journal laid over it. Ghost or EIO if there is none."""
+        return self._read_lower(fd, st).header
 
     def _read_lower(self, fd: int, st: os.stat_result) -> Lower:
         area = os.pread(fd, READ_SIZE, 0)
@@ -233,6 +247,7 @@ class Objects:
         above = self._directories.get(node.parent).header.object_id if node.parent else bytes(16)
         self._committer.places.header_written(node.ino, self._vault.codec.pack(header), above)
         self._knowledge.directory_changed(node)
+        self._witness.placed(above, node.lname, record_of(header, node.lname))
 
     def file_attr(self, file: File, st: os.stat_result | None = None) -> Attr:
         """The attributes of a file in use: what it will be, not what is on disk."""
@@ -275,6 +290,7 @@ class Objects:
             if not stat.S_ISREG(st.st_mode) or self._nodes.number(st.st_ino) != node.ino:
                 raise stale()
             lower = self._read_lower(fd, st)
+            self._witness.check(node.parent, directory.header.object_id, node.lname, lower.header)
         except Ghost:
             os.close(fd)
             raise eio() from None
@@ -296,6 +312,7 @@ class Objects:
             durable, slot = (True, lower.slot) if left is None else (left.durable, left.slot)
             # The content of special files is nothing; as a file they have size 0 and are never read.
             file = File(self._committer, node, fd, header, slot, size or 0, durable)
+            file.noted = header.generation
             if left is not None:
                 file.unsynced = True
                 file.found_written(lower.slot)
@@ -327,10 +344,24 @@ class Objects:
         if self._vault.changeable:
             file.adopt()
 
+    def note(self, file: File) -> None:
+        """Tell the rollback witness of a header that was put in place since it last heard of the file."""
+        node = file.node
+        if file.placed == file.noted or file.unlinked or node.parent is None or node.dead:
+            return
+        try:
+            above = self._directories.get(node.parent).header.object_id
+        except OSError:
+            return  # what was recorded before stays true
+        file.noted = file.placed
+        held = Held(file.header.object_id, file.placed, False, node.lname)
+        self._witness.placed(above, node.lname, held)
+
     def drop(self, file: File) -> None:
         """Close a file that nobody has open, unless the committer still needs it."""
         if file.handles == 0 and not self._committer.needs(file) and file.node.file is file:
             self._committer.closing(file)
+            self.note(file)
             self._knowledge.closing(file)
             file.node.file = None
             file.close()

@@ -39,12 +39,14 @@ SMALL_CHUNK_PATTERNS = (
 class FsOptions:
     """`xattrs` turns extended attributes on, `index` allows a metadata index.
 
-    The patterns are shell patterns of file names.
+    The patterns are shell patterns of file names. With `compare` off, nothing is refused or reported
+    because it differs from what this host remembers.
     """
 
     xattrs: bool = False
     index: bool = True
     small_chunk_patterns: tuple[str, ...] = SMALL_CHUNK_PATTERNS
+    compare: bool = True
 
 
 class SmallChunks:

@@ -73,7 +73,7 @@ def _apply(vault: Vault, record: Record, of_object: list[Record]) -> bool:
     """Put one of an object's records in place; False if the object is gone, or newer than all of them."""
     try:
         fd = os.open(record.path, _OPEN, dir_fd=vault.tree_fd)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     try:
         try:

@@ -20,6 +20,7 @@ from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.namespace import Namespace, error
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
+from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.diskio import renameat2
 from cryptfs.vault.vault import Vault
 
@@ -48,6 +49,7 @@ class Renamer:
         committer: Committer,
         names: Namespace,
         knowledge: Knowledge,
+        witness: Witness,
     ) -> None:
         self._vault = vault
         self._lock = lock
@@ -57,6 +59,7 @@ class Renamer:
         self._committer = committer
         self._names = names
         self._knowledge = knowledge
+        self._witness = witness
 
     def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """As renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
@@ -106,7 +109,7 @@ class Renamer:
         except FileNotFoundError:
             pass
         self._check(source, target, flags)
-        if target is not None and target.ino == source.ino and not exchange:
+        if target is not None and target.ino == source.ino:
             return None  # two names of one file: nothing happens
         if target is not None and target.is_dir and not exchange:
             self._names.require_empty(target, self._directories.get(target))
@@ -118,12 +121,16 @@ class Renamer:
                 return _Wait(False, [], [])  # a write has just come in between
             if not exchange:
                 new_dir.add_long(new_lname, new_text, self._vault.modes.file)
+            places = (old_dir.header.object_id, old_lname), (new_dir.header.object_id, new_lname)
+            for place in places:
+                self._witness.changing(*place)
             try:
                 self._lower(old_dir, old_lname, new_dir, new_lname, target, exchange)
             except OSError:
                 self._knowledge.uncertain(old_node)
                 self._knowledge.uncertain(new_node)
                 raise
+            self._witness.moved(*places, exchange=exchange)
             self._moved(source, new_node, new_lname)
             self._knowledge.gone(old_node, old_lname)
             self._knowledge.made(new_node, new_lname, new_name, source)

@@ -349,6 +349,17 @@ class Environment:
         except OSError:
             return 0
 
+    def use_keyring(self, keyring: KeyringLike) -> None:
+        """Seal it under the current epoch of another keyring, durably. Raises Unavailable."""
+        with self._writing:
+            if self._failed:
+                raise Unavailable(self._failed)
+            self._keyring = keyring
+            try:
+                self._seal.save(self.folder, self._purpose, self._vault_id, keyring)
+            except OSError as error:
+                raise self._fail(error) from None
+
     def close(self, keep: bool = True) -> None:
         """Sync, close, and seal it as closed in order, unless it failed or is not to be kept."""
         if self._lock_fd < 0:

@@ -31,13 +31,14 @@ _REQUEST_SECONDS = 5.0
 
 class Request(msgspec.Struct):
     """What is asked. `lazy` belongs to "unmount"; `timeout` in seconds is how long that waits for open
-    files, or how long "freeze" lasts at most. The rest belongs to the rotation of keys
-    (`cryptfs.mount.rotation`); `key` is a secret.
+    files, or how long "freeze" lasts at most. `token` belongs to "restore-accept". The rest belongs to the
+    rotation of keys (`cryptfs.mount.rotation`); `key` is a secret.
     """
 
     command: str
     lazy: bool = False
     timeout: float = 0.0
+    token: str = ""
     action: str = ""
     limit: float = 0.0
     key: bytes = b""
@@ -101,9 +102,7 @@ class ControlServer:
             try:
                 answer = await self._run(connection)
                 with trio.move_on_after(_REQUEST_SECONDS):
-                    # The line's end tells that all is there: a reader need not wait for the connection's
-                    # own, which is a reset if its last words crossed ours.
-                    await _send_all(connection, msgspec.json.encode(answer) + b"\n")
+                    await _send_all(connection, msgspec.json.encode(answer))
             except (OSError, trio.BrokenResourceError):
                 log.debug("a control connection was lost")
 

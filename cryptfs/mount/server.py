@@ -24,6 +24,7 @@ from cryptfs.mount import control, daemon, mountpoint, poll, runtime, tuning
 from cryptfs.mount.backend import Filesystem
 from cryptfs.mount.freezing import Freezing, sync_mount
 from cryptfs.mount.operations import Operations
+from cryptfs.mount.restores import Restores
 from cryptfs.mount.rotation import RotationControl
 from cryptfs.mount.workers import MAX_THREADS, Workers
 
@@ -92,6 +93,8 @@ def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> N
         commands: dict[str, control.Command] = {
             "status": session.status,
             "unmount": session.unmount_command,
+            "restore-survey": session.restores.survey,
+            "restore-accept": session.restores.accept,
         }
         if session.rotation is not None:
             commands |= session.rotation.commands()
@@ -153,6 +156,7 @@ class Session:
         self.rotation: RotationControl | None = None
         if isinstance(fs, FileSystem):
             self.rotation = RotationControl(fs, lambda: operations.requests)
+        self.restores = Restores(fs)
 
     def record(self) -> runtime.Record:
         options = self._options

@@ -51,6 +51,11 @@ _TYPE_BITS = {
 KIND_OF_TYPE = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
 
+def generation_of(slot: bytes) -> int:
+    """The generation in a packed header that is known to be valid."""
+    return int.from_bytes(slot[16:24], "little")
+
+
 class HeaderMissing(Exception):
     """Both slots are zero: the object never became durable, or was wiped."""
 

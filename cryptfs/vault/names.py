@@ -45,7 +45,7 @@ def long_entry(text: bytes) -> bytes:
     """
     if len(text) <= NAME_MAX:
         raise NameInvalid
-    return LONG_PREFIX + _b64(hashlib.sha256(text).digest())
+    return LONG_PREFIX + pack_text(hashlib.sha256(text).digest())
 
 
 # binascii directly: the base64 module's wrappers cost as much as the encryption of a name.
@@ -60,12 +60,13 @@ _LAST: tuple[frozenset[int] | None, ...] = (
 )
 
 
-def _b64(data: bytes) -> bytes:
+def pack_text(data: bytes) -> bytes:
+    """Bytes as the text of an entry: base64url without padding."""
     return binascii.b2a_base64(data, newline=False).rstrip(b"=").translate(_TO_URLSAFE)
 
 
-def _unb64(text: bytes) -> bytes:
-    """Undo `_b64`; ValueError for any text that it would not have made."""
+def unpack_text(text: bytes) -> bytes:
+    """Undo `pack_text`; ValueError for any text that it would not have made."""
     rest = len(text) % 4
     last = _LAST[rest]
     if last is not None and text[-1] not in last:
@@ -84,12 +85,12 @@ class NameCipher:
 
     def encrypt(self, name: bytes) -> bytes:
         """The encrypted name as text; longer than 255 bytes for long names."""
-        return _b64(self._siv.encrypt(name, self._associated))
+        return pack_text(self._siv.encrypt(name, self._associated))
 
     def decrypt(self, text: bytes) -> bytes:
         """The plaintext of an encrypted name; NameInvalid if it is not one of this directory's."""
         try:
-            name = self._siv.decrypt(_unb64(text), self._associated)
+            name = self._siv.decrypt(unpack_text(text), self._associated)
         except (ValueError, InvalidTag):
             raise NameInvalid from None
         if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):

@@ -40,12 +40,17 @@ def make_vault(path: Path) -> Path:
 
 
 def open_fs(
-    path: Path, *, read_only: bool = False, xattrs: bool = False, state: Path | None = None
+    path: Path,
+    *,
+    read_only: bool = False,
+    xattrs: bool = False,
+    state: Path | None = None,
+    place: Path | None = None,
 ) -> FileSystem:
-    """With a metadata index below the folder `state`, if that is given."""
+    """With a metadata index below the folder `state`, and nothing compared; or with all in `place`."""
     vault = Vault(path, VAULT_ID, FakeKeyring(), read_only=read_only)
-    place = None if state is None else prepare(VAULT_ID, state)
-    return FileSystem(vault, FsOptions(xattrs=xattrs), place=place)
+    place = place if state is None else prepare(VAULT_ID, state)
+    return FileSystem(vault, FsOptions(xattrs=xattrs, compare=state is None), place=place)
 
 
 def close_fs(fs: FileSystem) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptfs.fs.filesystem import FileSystem
 from cryptfs.fs.options import FsOptions
 from cryptfs.fs.types import Owner
+from cryptfs.index import place
 from cryptfs.keyslots import RecoveryKey
 from cryptfs.vault import config
 from cryptfs.vault.layout import create_tree
@@ -76,10 +77,14 @@ class Mounted:
 
 
 class Archive:
-    """One vault at `path`, opened by a recovery key: a new one, or a copy already there."""
+    """One vault at `path`, opened by a recovery key: a new one, or a copy already there.
+
+    With `state` mounts remember there what they saw, as on one computer.
+    """
 
     def __init__(self, path: Path, copy_of: Archive | None = None) -> None:
         self.path = path
+        self.state: Path | None = None
         self.recovery = copy_of.recovery if copy_of else RecoveryKey.new()
         if copy_of:
             return
@@ -96,7 +101,8 @@ class Archive:
         unlocked = self.unlock()
         vault = Vault(self.path, unlocked.vault_id, unlocked.keyring, read_only=read_only)
         with contextlib.closing(vault):
-            fs = FileSystem(vault, FsOptions(xattrs=xattrs))
+            remembered = self.state and place.prepare(unlocked.vault_id, self.state)
+            fs = FileSystem(vault, FsOptions(xattrs=xattrs), place=remembered)
             with contextlib.closing(fs):
                 yield Mounted(fs)
 
@@ -107,12 +113,12 @@ class Archive:
 
     def lower(self, path: str) -> Path:
         """The ciphertext file or directory of a plaintext path."""
-        keys, place = self.keys(), self.path / "tree"
+        keys, found = self.keys(), self.path / "tree"
         for name in path.split("/") if path else []:
-            header = reader.parse_area((place / "@dir").read_bytes(), keys)
+            header = reader.parse_area((found / "@dir").read_bytes(), keys)
             assert header is not None
-            place /= entry_of(place, header, os.fsencode(name))
-        return place
+            found /= entry_of(found, header, os.fsencode(name))
+        return found
 
     def header(self, path: str) -> reader.Header:
         lower = self.lower(path)
@@ -127,9 +133,9 @@ class Archive:
 
     def ciphertext(self) -> Iterator[tuple[str, bytes]]:
         """Every file of the vault with its path."""
-        for place in self.path.rglob("*"):
-            if place.is_file():
-                yield str(place.relative_to(self.path)), place.read_bytes()
+        for found in self.path.rglob("*"):
+            if found.is_file():
+                yield str(found.relative_to(self.path)), found.read_bytes()
 
 
 def entry_of(directory: Path, header: reader.Header, name: bytes) -> str:

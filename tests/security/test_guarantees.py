@@ -14,6 +14,7 @@ DOCUMENT = HERE.parent.parent / "docs" / "security.md"
 CONFIDENTIALITY = "test_confidentiality.py::test_"
 CONFIGURATION = "test_configuration.py::test_"
 INTEGRITY = "test_integrity.py::test_"
+ROLLBACK = "test_rollback.py::test_"
 
 GUARANTEES: dict[str, list[str]] = {
     "G1": [
@@ -85,6 +86,24 @@ GUARANTEES: dict[str, list[str]] = {
     "G14": [
         CONFIDENTIALITY + "the_independent_reader_decrypts_all_of_it",
         CONFIDENTIALITY + "the_independent_reader_sees_what_a_running_mount_synced",
+    ],
+    "G15": [
+        ROLLBACK + "another_file_under_its_name_is_refused",
+        ROLLBACK + "two_files_exchanged_are_both_refused",
+        ROLLBACK + "its_own_older_version_is_refused",
+        ROLLBACK + "an_older_header_over_the_same_content_is_refused",
+        ROLLBACK + "an_older_version_that_was_another_object_is_refused",
+        ROLLBACK + "a_deleted_file_is_reported",
+        ROLLBACK + "a_deleted_directory_is_reported",
+        ROLLBACK + "a_wiped_file_is_no_remnant_of_a_power_cut",
+        ROLLBACK + "an_older_tree_is_refused_where_it_differs",
+        ROLLBACK + "another_directory_under_its_name_is_refused",
+        ROLLBACK + "another_root_is_refused",
+        ROLLBACK + "an_older_vault_as_a_whole_is_noticed_when_it_is_mounted",
+        ROLLBACK + "an_older_record_of_a_session_does_not_pass",
+        ROLLBACK + "a_kill_does_not_open_the_door",
+        ROLLBACK + "an_older_configuration_does_not_begin_the_witness_anew",
+        ROLLBACK + "nothing_of_the_vault_shows_in_the_witness",
     ],
 }
 

@@ -70,7 +70,6 @@ def test_documents_use_what_exists(document: Path) -> None:
     wrong = {
         " ".join(words): unknown
         for words in shell_commands(document.read_text())
-        # What follows "--" is another program's.
-        if (unknown := unknown_words(words[: words.index("--")] if "--" in words else words))
+        if (unknown := unknown_words(words))
     }
     assert wrong == {}
