@@ -102,7 +102,9 @@ class ControlServer:
             try:
                 answer = await self._run(connection)
                 with trio.move_on_after(_REQUEST_SECONDS):
-                    await _send_all(connection, msgspec.json.encode(answer))
+                    # The line's end tells that all is there: a reader need not wait for the connection's
+                    # own, which is a reset if its last words crossed ours.
+                    await _send_all(connection, msgspec.json.encode(answer) + b"\n")
             except (OSError, trio.BrokenResourceError):
                 log.debug("a control connection was lost")
 

@@ -52,10 +52,11 @@ class Freezing:
         self._begun = True
         self._over = trio.Event()
         try:
-            await trio.to_thread.run_sync(sync_mount, self._mountpoint)
+            # In a thread: what asks the mount for anything must not be what answers it.
+            device = await trio.to_thread.run_sync(sync_mount, self._mountpoint)
             # The bulk of it while nobody waits; what is written meanwhile is little.
             await trio.to_thread.run_sync(self._fs.sync)
-            with _more_background(self._mountpoint):
+            with _more_background(device):
                 return await self._hold(request.timeout, begun, ended)
         except OSError as error:
             raise StorageError(
@@ -106,9 +107,8 @@ class Freezing:
 
 
 @contextlib.contextmanager
-def _more_background(mountpoint: str) -> Iterator[None]:
+def _more_background(device: int) -> Iterator[None]:
     """Where permitted (root), keep reading ahead apart from the writing that waits."""
-    device = os.stat(mountpoint).st_dev
     setting = _CONNECTIONS / str(os.minor(device)) / "max_background"
     try:
         before = setting.read_text()
@@ -123,10 +123,11 @@ def _more_background(mountpoint: str) -> Iterator[None]:
             setting.write_text(before)
 
 
-def sync_mount(path: str) -> None:
-    """Have the kernel hand us what it holds dirty for the files of the mount."""
+def sync_mount(path: str) -> int:
+    """Have the kernel hand us what it holds dirty for the files of the mount; the mount's device number."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         libc.syncfs(fd)
+        return os.fstat(fd).st_dev
     finally:
         os.close(fd)
