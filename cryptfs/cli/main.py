@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("cryptfs.cli.status:command", "Show what is mounted and how it does."),
     "freeze": ("cryptfs.cli.freeze:command", "Hold the ciphertext still while a backup is made."),
     "rotate": ("cryptfs.cli.rotate:command", "Replace the keys, while the vault is used or not."),
+    "index": ("cryptfs.cli.index:command", "Look after this computer's index of a vault."),
     "key": ("cryptfs.cli.key:command", "List, add, change and remove key slots."),
     "verify": ("cryptfs.cli.verify:command", "Check a vault for damage, and repair it."),
 }

@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -88,6 +89,22 @@ def bytes_of(folder: Path, text: str) -> Iterator[Show]:
         finally:
             stop.set()
             counting.join()
+
+
+@contextlib.contextmanager
+def entries(text: str) -> Iterator[Show]:
+    """How many entries are done; nobody knows how many there are."""
+    if not sys.stderr.isatty():
+        yield Silent()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed:,.0f} entries"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Bar(progress, text)
 
 
 def _count(folder: Path, bar: Bar, stop: threading.Event) -> None:

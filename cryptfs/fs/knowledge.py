@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryptfs.fs.comparison import Comparison
@@ -104,6 +104,10 @@ class Knowledge:
     def status(self) -> str:
         """For `cryptfs status`."""
         return f"none ({self.why_not})" if self.why_not else "none"
+
+    def numbers(self) -> dict[str, Any]:
+        """The same, for programs."""
+        return {"state": "none", "reason": self.why_not}
 
     def close(self, session: int | None) -> None:
         """The filesystem is closed; `session` has ended in order, None if none has."""

@@ -20,7 +20,7 @@ import os
 import threading
 from collections import OrderedDict
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cryptfs.fs.comparison import Comparison
 from cryptfs.fs.directory import Directory, DirectoryCache, lower_name
@@ -369,6 +369,19 @@ class IndexedKnowledge(Knowledge):
         if self.is_off:
             return f"none ({self.why_not or self.catalog.failed})"
         return f"{self.catalog.count()} records, {self.catalog.size() >> 10} KiB"
+
+    def numbers(self) -> dict[str, Any]:
+        if self.is_off:
+            return {"state": "failed", "reason": self.why_not or self.catalog.failed}
+        return {
+            "state": "in use",
+            "folder": str(self.catalog.folder),
+            "bytes": self.catalog.size(),
+            "records": self.catalog.count(),
+            "directories_known": len(self._shelves),
+            "answered": self.answered,
+            "begun_anew": self.catalog.found,
+        }
 
     @property
     def is_off(self) -> bool:

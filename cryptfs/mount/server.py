@@ -23,6 +23,7 @@ from cryptfs.fs.types import Owner
 from cryptfs.mount import control, daemon, mountpoint, poll, runtime, tuning
 from cryptfs.mount.backend import Filesystem
 from cryptfs.mount.freezing import Freezing, sync_mount
+from cryptfs.mount.indexing import IndexCommand
 from cryptfs.mount.operations import Operations
 from cryptfs.mount.restores import Restores
 from cryptfs.mount.rotation import RotationControl
@@ -95,6 +96,7 @@ def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> N
             "unmount": session.unmount_command,
             "restore-survey": session.restores.survey,
             "restore-accept": session.restores.accept,
+            "index": IndexCommand(fs).command,
         }
         if session.rotation is not None:
             commands |= session.rotation.commands()
