@@ -165,7 +165,8 @@ class Cryptfs(FuseSystem):
         return ["--passphrase-file", str(self.secret)]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+        state = str(self.directory / "state")
+        return {**os.environ, "PYTHONPATH": str(CHECKOUT), "CRYPTFS_STATE_DIR": state}
 
 
 class Gocryptfs(FuseSystem):
