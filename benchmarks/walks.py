@@ -2,8 +2,8 @@
 
 `python3 -m benchmarks.walks --files 10000 --files 100000`: one tree of empty files in folders of 200 on
 each system, on the disk of `--directory`. "first" is the first walk after a mount with dropped caches,
-"steady" one after the caches were dropped again without unmounting. Figures are microseconds for each entry (lower is
-better), and for cryptfs the bytes of its index for each entry.
+"steady" one after the caches were dropped again without unmounting. Figures are microseconds for each
+entry (lower is better), and for cryptfs the bytes of its index for each entry.
 """
 
 from __future__ import annotations

@@ -31,8 +31,9 @@ _REQUEST_SECONDS = 5.0
 
 class Request(msgspec.Struct):
     """What is asked. `lazy` belongs to "unmount"; `timeout` in seconds is how long that waits for open
-    files, or how long "freeze" lasts at most. `action` says what "index" is to do. `token` belongs to "restore-accept". The rest
-    belongs to the rotation of keys (`cryptfs.mount.rotation`); `key` is a secret.
+    files, or how long "freeze" lasts at most. `action` says what "index" is to do.
+    `token` belongs to "restore-accept". The rest belongs to the rotation of keys
+    (`cryptfs.mount.rotation`); `key` is a secret.
     """
 
     command: str

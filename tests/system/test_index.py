@@ -28,13 +28,10 @@ def fill(mount: CryptfsMount, folders: int = 4, files: int = 50) -> None:
             (mount.path / f"study{folder}/image{number}").write_bytes(b"x" * number)
 
 
-def walked(mount: CryptfsMount) -> str:
-    return subprocess.run(
-        ["find", mount.path, "-printf", "%p %s %m %T@ %C@ %n %i\n"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+def walked(mount: CryptfsMount) -> list[str]:
+    """All names and attributes, in an order of their own: an index lists a folder in another one."""
+    command = ["find", str(mount.path), "-printf", "%p %s %m %T@ %C@ %n %i\n"]
+    return sorted(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines())
 
 
 def lower_calls(mount: CryptfsMount, tmp_path: Path, walk: list[str]) -> list[str]:
@@ -108,7 +105,7 @@ def test_state_directory_that_is_full(vault: CryptfsMount) -> None:
         vault.mount()
         fill(vault, 3, 300)
         wait_until(lambda: "No space left" in vault.cli("status", vault.path).stdout, "status says why")
-        assert len(walked(vault).splitlines()) == 1 + 3 + 900
+        assert len(walked(vault)) == 1 + 3 + 900
         vault.unmount()
     finally:
         if is_mounted(vault.path):
