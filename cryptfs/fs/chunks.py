@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cryptfs.crypto.aead import OVERHEAD
 from cryptfs.vault.content import ContentCipher, Geometry, InvalidTag, Sealer
@@ -39,6 +40,17 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+class Mark(NamedTuple):
+    """What is placed and pending at one time, to go back to."""
+
+    given: int
+    geometry: Geometry
+    placed: tuple[int, bool, int]
+    pending: dict[int, Buffer]
+    cut: int | None
+    header: tuple[int, bytes] | None
+
+
 class Chunks:
     """Opens and seals the chunks of one object file. `size` is the plaintext in place, -1 for none."""
 
@@ -54,6 +66,8 @@ class Chunks:
         self.pending: dict[int, Buffer] = {}
         self.pending_header: tuple[int, bytes] | None = None
         self.pending_cut: int | None = None
+        self.given = 0
+        """How often something was given to the disk, if only in part."""
         if size >= 0:
             self.placed_up_to(self.geometry.count(size), True, size % self.geometry.chunk)
             if size and not self.last_len:
@@ -62,6 +76,24 @@ class Chunks:
     def placed_up_to(self, count: int, final: bool, last_len: int) -> None:
         """Say how many chunks stand there, and how the last one is."""
         self.count, self.final, self.last_len = count, final, last_len
+
+    def mark(self) -> Mark:
+        """The state before a change that may fail."""
+        placed = self.count, self.final, self.last_len
+        return Mark(
+            self.given, self.geometry, placed, dict(self.pending), self.pending_cut, self.pending_header
+        )
+
+    def restore(self, mark: Mark) -> bool:
+        """Go back, if nothing was given to the disk since; False if something was."""
+        if self.given != mark.given:
+            return False
+        self.geometry = mark.geometry
+        self.placed_up_to(*mark.placed)
+        self.pending.clear()
+        self.pending.update(mark.pending)
+        self.pending_cut, self.pending_header = mark.cut, mark.header
+        return True
 
     def cut(self, count: int) -> None:
         """Only the first `count` chunks count from now on, none of them as final."""
@@ -78,7 +110,11 @@ class Chunks:
         length = self.last_len if last else self.geometry.chunk
         sealed: Buffer | None = self.pending.get(index)
         if sealed is None:
-            sealed = pread_all(self.fd, length + OVERHEAD, self.geometry.offset(index))
+            offset = self.geometry.offset(index)
+            if self.pending_cut is not None and offset >= self.pending_cut:
+                sealed = b""  # what stands there is still to be cut off
+            else:
+                sealed = pread_all(self.fd, length + OVERHEAD, offset)
         try:
             return self._cipher.open(index, last and self.final, sealed)
         except InvalidTag:
@@ -154,6 +190,7 @@ class Chunks:
         at = 0
         for index, data in enumerate(chunks, first):
             at += self._sealer.seal_into(index, index == final, data, out[at:])
+        self.given += 1
         pwrite_all(self.fd, out[:at], self.geometry.offset(first))
         last = first + len(chunks) - 1
         if last >= self.count - 1:
@@ -161,6 +198,7 @@ class Chunks:
 
     def place(self, sealed: Sequence[tuple[int, Buffer]]) -> None:
         """Write sealed chunks, ascending, in place; neighbours by one write."""
+        self.given += 1
         at = 0
         while at < len(sealed):
             begin = at

@@ -82,6 +82,7 @@ class Committer:
         self._pending: dict[bytes, File] = {}
         self._live: dict[bytes, File] = {}
         self._unsettled: dict[int, Unsettled] = {}
+        self._failed: OSError | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.gate = Gate()
@@ -157,6 +158,8 @@ class Committer:
         with self._lock:
             pending = list(self._pending.values())
         for file in pending:
+            if self.places.wandering(file.node):
+                self.places.sync(file.node.parent)
             file.apply()
             with self._lock:
                 if not file.has_pending():
@@ -191,7 +194,11 @@ class Committer:
     def _settle_file(self, file: File) -> bool:
         """Sync a file in place, and void its journal records unless one was added meanwhile."""
         object_id = file.header.object_id
-        at = file.sync_in_place()
+        try:
+            at = file.sync_in_place()
+        except OSError as error:
+            self._failed = error
+            raise
         with file.lock:
             if self.journal.live(object_id):
                 # A `settled` behind a record that is not durable in place would lose it.
@@ -258,7 +265,7 @@ class Committer:
                 finally:
                     self.let_go(file)
         if self.journal.deletions:
-            syncfs(self._vault.tree_fd)
+            self._sync_everything()
         if not self.journal.any_live():
             self.journal.reset()
 
@@ -270,21 +277,36 @@ class Committer:
         """
         with self._lock:
             unsettled = dict(self._unsettled)
-        marks = self.places.all_marks()
-        if not unsettled and not marks and self._vault.state.phase == self.phase - 1:
+        marks, made = self.places.all_marks(), self.places.unplaced()
+        if not unsettled and not marks and not made and self._vault.state.phase == self.phase - 1:
             return False
         ended, self.phase = self.phase, self.phase + 1
         self.places.sync_headers()
-        syncfs(self._vault.tree_fd)
+        self._sync_everything()
         with self._lock:
             for ino, token in unsettled.items():
                 if self._unsettled.get(ino) is token:
                     del self._unsettled[ino]
         self.places.synced(marks)
+        self.places.placed(made)
         # A file that is still being written holds its own phase back.
         still = [file.header.phase for file in self.open_files() if not file.durable and not file.unlinked]
         self._vault.state.completed(min([ended, *(phase - 1 for phase in still)]))
         return True
+
+    def _sync_everything(self) -> None:
+        """syncfs. Once a sync of content failed, this fails for good, with the same error.
+
+        The kernel may have dropped what it could not write. The phase, and so the session, is not
+        recorded as synced, and the next mount checks what was begun in it.
+        """
+        if self._failed is not None:
+            raise OSError(self._failed.errno, self._failed.strerror)
+        try:
+            syncfs(self._vault.tree_fd)
+        except OSError as error:
+            self._failed = error
+            raise
 
     def sync_all(self) -> None:
         """Everything given to the disk so far is durable, and nothing is left in the journal.
@@ -300,7 +322,7 @@ class Committer:
                 self.checkpoint_all()
                 if not self.settle() and batch is not None:
                     self.places.sync_headers()
-                    syncfs(self._vault.tree_fd)
+                    self._sync_everything()
             except BaseException:
                 if batch is not None:
                     with self._namespace:

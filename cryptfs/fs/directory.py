@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from cryptfs.fs.nodes import ROOT, Node, stale
+from cryptfs.fs.remnants import is_remnant
 from cryptfs.vault.dirlog import CARRIED_AT, CARRIED_MAX, RECORD_SIZE
 from cryptfs.vault.diskio import pread_all, pwrite_all, replace_file
 from cryptfs.vault.header import (
@@ -58,6 +59,10 @@ def lower_name(names: NameCipher, name: bytes) -> tuple[bytes, bytes | None]:
     if len(text) <= NAME_MAX:
         return text, None
     return long_entry(text), text
+
+
+def _entries(fd: int) -> list[bytes]:
+    return [name for name in map(os.fsencode, os.listdir(fd)) if is_entry(name)]
 
 
 class Directory:
@@ -110,7 +115,7 @@ class Directory:
 
     def entries(self) -> list[bytes]:
         """The ciphertext names of the objects in it."""
-        return [name for name in map(os.fsencode, os.listdir(self.fd)) if is_entry(name)]
+        return _entries(self.fd)
 
 
 class DirectoryCache:
@@ -125,6 +130,8 @@ class DirectoryCache:
         self._open: OrderedDict[int, Directory] = OrderedDict()
         self.check: Callable[[Node, bytes, bytes, Header], None] = lambda *_: None
         """Called for every header that was read: the directory above, its id, the name. May raise EIO."""
+        self.half_made: dict[int, tuple[Node, bytes]] = {}
+        """Where objects lie that could neither be finished nor removed, by ciphertext number: remnants."""
 
     def get(self, node: Node) -> Directory:
         """The open directory of a node. EIO if its header is damaged, ESTALE if it is gone."""
@@ -200,7 +207,7 @@ class DirectoryCache:
         """The header of the directory open as `fd`, from its copy if `@dir` is lost.
 
         FileNotFoundError if the directory is a remnant of a power cut: without a header and
-        without entries. EIO if it cannot be opened.
+        without an entry that was ever durable. EIO if it cannot be opened.
         """
         try:
             file = os.open(DIR_HEADER, _OPEN_FILE, dir_fd=fd)
@@ -222,9 +229,7 @@ class DirectoryCache:
         return self._recover(fd, parent_id), 0
 
     def _recover(self, fd: int, parent_id: bytes | None) -> Header:
-        entries = [name for name in map(os.fsencode, os.listdir(fd)) if is_entry(name)]
-        if not entries and self._vault.state.unclean:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        entries = _entries(fd)
         for header in itertools.chain(self._vault.dirlog.candidates(parent_id), self._carried(fd, entries)):
             directory = Directory(fd, header, 0)
             for lname in entries[:20]:
@@ -236,6 +241,8 @@ class DirectoryCache:
                 if self._vault.changeable:
                     self.write_header(fd, header, -1)
                 return header
+        if is_remnant(fd, self._vault) or (not entries and os.fstat(fd).st_ino in self.half_made):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         log.error("a directory has neither a valid header nor a copy of it")
         raise eio()
 
@@ -246,8 +253,7 @@ class DirectoryCache:
             try:
                 if stat.S_ISDIR(os.fstat(inner).st_mode):
                     if depth < CARRIED_MAX:
-                        below = [name for name in map(os.fsencode, os.listdir(inner)) if is_entry(name)]
-                        yield from self._carried(inner, below, depth + 1)
+                        yield from self._carried(inner, _entries(inner), depth + 1)
                     continue
                 area = pread_all(inner, CARRIED_MAX * RECORD_SIZE, CARRIED_AT)
             finally:

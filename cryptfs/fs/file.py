@@ -19,7 +19,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cryptfs.fs.chunks import Buffer, Chunks
@@ -86,6 +87,7 @@ class File:
         self.journaled_at = 0
         """The position of this file's newest record in the journal."""
         self._changes = 0
+        self._sync_failed: OSError | None = None
 
     def found_written(self, slot: int) -> None:
         """The newest header in place, not durable yet, is in this slot."""
@@ -197,12 +199,15 @@ class File:
     # -- writing ---------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer) -> int:
-        """Put `data` at `offset`; all of it, or an OSError."""
+        """Put `data` at `offset`; all of it, or an OSError.
+
+        After an error the file is as it was, or as it should be: what reached the disk in part is
+        kept in memory and given to it again, before anything else is written.
+        """
         size = len(data)
         if size == 0:
             return 0
-        with self.lock:
-            self._changes += 1
+        with self._changing():
             if self._chunks.count == 0 and not self._dirty and offset == 0:
                 self._choose_chunk(data)
             if offset > self.size:
@@ -211,10 +216,32 @@ class File:
             self._changed_now()
             # At once, and complete: an error is this caller's, and closing has nothing left to do.
             self._write_out()
-            if self._chunks.pending_bytes > PENDING_MAX:
-                self.committer.journal.sync()
-                self.apply()
         return size
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """The lock, around a change; undone by an error as long as nothing was given to the disk."""
+        with self.lock:
+            self._changes += 1
+            if self._dirty or self._cut is not None:
+                self._write_out()  # left by an error: more is not kept in memory
+            mark, size, header, cut = self._chunks.mark(), self.size, self.header.copy(), self._cut
+            try:
+                yield
+            except OSError:
+                self._tail = None
+                if self._chunks.restore(mark):
+                    self._dirty.clear()
+                    self._cut, self.size, self._geometry = cut, size, mark.geometry
+                    now = self.header
+                    now.flags, now.chunk_log2 = header.flags, header.chunk_log2
+                    now.session, now.phase = header.session, header.phase
+                raise
+
+    @property
+    def overflows(self) -> bool:
+        """Whether so much waits in memory to be put in place that it must be committed."""
+        return self._chunks.pending_bytes > PENDING_MAX
 
     def _changed_now(self) -> None:
         self.header.mtime = self.header.ctime = time.time_ns()
@@ -263,8 +290,13 @@ class File:
             self._tail = None
             if run_at + len(run) - 1 == final:
                 self._tail = final, bytearray(run[-1])
-            self._chunks.place_run(run_at, run, final)
             self.unsynced = True
+            try:
+                self._chunks.place_run(run_at, run, final)
+            except OSError:
+                self._dirty.update({run_at + number: bytearray(piece) for number, piece in enumerate(run)})
+                self.size = new_size
+                raise
         self.size = new_size
 
     def _unfinish(self, first: int) -> None:
@@ -315,9 +347,8 @@ class File:
             self._place_header()
 
     def truncate(self, size: int) -> None:
-        """Make the file `size` bytes long."""
-        with self.lock:
-            self._changes += 1
+        """Make the file `size` bytes long. After an error it is as with `write`."""
+        with self._changing():
             if size > self.size:
                 self._grow(size)
             elif size < self.size:
@@ -350,6 +381,7 @@ class File:
             self._cut = length if self._cut is None else min(self._cut, length)
         else:
             os.ftruncate(self.fd, max(length, AREA_SIZE))
+            self._chunks.given += 1
             self.unsynced = True
 
     def _begin_anew(self) -> None:
@@ -360,24 +392,15 @@ class File:
         """
         self._dirty.clear()
         self._tail = None
-        self._cut = None
+        self._cut = AREA_SIZE
+        self._chunks.cut(0)
         self.header.session, self.header.phase = self.committer.session, self.committer.phase
-        slot, packed = self._next_header()
-        empty = self._chunks.seal(0, True, b"")
-        extents: list[tuple[int, bytes | bytearray]] = [
-            (self._geometry.offset(0), empty),
-            (SLOT_OFFSETS[slot], packed),
-        ]
-        with self.committer.paths:
-            record = Record(self.header.object_id, self.node.path(), extents, AREA_SIZE)
-            self.journaled_at = self.committer.journal.append(record)
-        self.committer.journal.sync()
-        record.apply(self.fd)
-        self._chunks.forget_pending()
+        self.header_changed = True
+        self._journal([(0, self._chunks.seal(0, True, b""))])
         self._chunks.placed_up_to(1, True, 0)
-        self._written_slot = slot
-        self.placed = self.header.generation
         self.size = 0
+        self.committer.journal.sync()
+        self._apply()
         self.durable = False
         self.unsynced = True
         self.committer.begun(self)
@@ -414,6 +437,10 @@ class File:
             record = Record(self.header.object_id, self.node.path(), extents, self._cut)
             self.journaled_at = self.committer.journal.append(record)
         chunks = self._chunks
+        chunks.given += 1
+        if self._cut is not None:
+            for index in [index for index in chunks.pending if self._geometry.offset(index) >= self._cut]:
+                del chunks.pending[index]
         chunks.pending.update(sealed)
         if self._cut is not None:
             chunks.pending_cut = (
@@ -526,23 +553,35 @@ class File:
         """Make what is in place durable: one fsync. From the call on, changes go through the journal.
 
         Returns the position of the newest journal record, all of which is durable in place now, or None
-        if some of it was not in place. An error is the caller's: the file counts as unsynced until a
-        later call succeeds.
+        if some of it was not in place. An error is the caller's, and that of every later call: the kernel
+        may have dropped what it could not write, and would call the next sync a success.
         """
         with self.lock:
+            if self._sync_failed is not None:
+                raise OSError(self._sync_failed.errno, self._sync_failed.strerror)
             at = None if self.has_pending() else self.journaled_at
             slot = self._written_slot
             self.durable = True
             self.unsynced = False
         try:
             os.fsync(self.fd)
-        except OSError:
+        except OSError as error:
             with self.lock:
                 self.unsynced = True
+                self._sync_failed = error
             raise
         with self.lock:
             self.slot = slot
         return at
+
+    def sync_header(self) -> None:
+        """Make a header durable, and whatever else of a new file: it still may lose unsynced content."""
+        self.flush()
+        with self.lock:
+            slot = self._written_slot
+        os.fsync(self.fd)
+        with self.lock:
+            self.slot = slot
 
     def carry(self, headers: list[bytes]) -> None:
         """Write directories' headers into the header area of a new file, to be synced with it.

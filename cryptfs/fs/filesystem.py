@@ -167,8 +167,7 @@ class FileSystem:
             if change.size is not None:
                 if not stat.S_ISREG(file.header.st_mode):
                     raise error(errno.EINVAL)
-                if file.left_behind is not None:
-                    self._part_with(file)
+                self._before_change(file)
                 file.truncate(change.size)
             file.change(change)
             if file.handles == 1:
@@ -298,6 +297,7 @@ class FileSystem:
             number = self._handle(file)
         if flags & os.O_TRUNC:
             try:
+                self._before_change(file)
                 file.truncate(0)
             except BaseException:
                 self.release(number)
@@ -317,18 +317,23 @@ class FileSystem:
 
     def write(self, handle: int, offset: int, data: Buffer) -> int:
         file = self._handles[handle]
-        if file.left_behind is not None:
-            self._part_with(file)
+        self._before_change(file)
         written = file.write(offset, data)
         self._written_bytes += written
+        if file.overflows:
+            self._committer.commit()
         # Without a lock held: a writer that outruns the background work does it itself.
         self._committer.hold_back()
         return written
 
-    def _part_with(self, file: File) -> None:
-        """Make a deletion durable before the deleted file is changed without the journal."""
-        self._committer.places.sync(file.left_behind)
-        file.left_behind = None
+    def _before_change(self, file: File) -> None:
+        """What must be durable before the content of a durable file is changed."""
+        if file.left_behind is not None:
+            # It was deleted, and is changed without the journal from now on.
+            self._committer.places.sync(file.left_behind)
+            file.left_behind = None
+        elif file.durable and self._committer.places.wandering(file.node):
+            self._committer.places.sync(file.node.parent)
 
     def flush(self, handle: int) -> None:
         if not self.vault.read_only:
@@ -375,7 +380,11 @@ class FileSystem:
         with self._lock:
             node = self._nodes.get(ino)
             unsettled = self._committer.unsettled_below(node)
-            files = []
+            # Those in use need a header to be opened by; their content is their own fsync's concern.
+            begun = [one.file for one in self._nodes if one.parent is node and one.file is not None]
+            files = [file for file in begun if file.slot < 0 and not file.unlinked]
+            for file in files:
+                file.handles += 1
             for child in unsettled:
                 try:
                     file = self._objects.open(self._nodes.find(child.ino) or child)
@@ -385,10 +394,13 @@ class FileSystem:
                 files.append(file)
         for file in files:
             try:
-                self._committer.make_durable(file)
+                if file in begun:
+                    file.sync_header()
+                else:
+                    self._committer.make_durable(file)
             finally:
                 self._put(file)
-        self._committer.places.sync(node)
+        self._committer.places.sync(node, entries=True)
 
     # -- extended attributes ------------------------------------------------------------------------
 
@@ -438,6 +450,7 @@ class FileSystem:
         """Make everything durable that was written so far."""
         if self.vault.read_only:
             return
+        self._names.clear_half_made()
         self._for_each_file(lambda file: file.flush())
         self._committer.sync_all()
         self._for_each_file(

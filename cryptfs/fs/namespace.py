@@ -8,10 +8,13 @@ so a power cut leaves each name old or new.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from cryptfs.fs.commit import Committer
 from cryptfs.fs.directory import Directory, DirectoryCache
@@ -20,14 +23,17 @@ from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import SmallChunks
+from cryptfs.fs.remnants import remove_remnant
 from cryptfs.fs.types import Attr, Owner
 from cryptfs.fs.verdicts import record_of
 from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.content import DEFAULT_CHUNK_LOG2, SMALL_CHUNK_LOG2
 from cryptfs.vault.diskio import pwrite_all
 from cryptfs.vault.header import BLOCK, CHAR, DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
-from cryptfs.vault.names import DIR_HEADER, LONG_PREFIX, TEMP_PREFIX
+from cryptfs.vault.names import DIR_HEADER, LONG_PREFIX, TEMP_PREFIX, is_long
 from cryptfs.vault.vault import Vault
+
+log = logging.getLogger(__name__)
 
 SYMLINK_MAX = 4095
 
@@ -146,9 +152,8 @@ class Namespace:
             pwrite_all(fd, self._vault.codec.pack(header), 0)
             st = os.fstat(fd)
         except BaseException:
+            self._undo(parent, lname, os.fstat(fd).st_ino)
             os.close(fd)
-            os.unlink(lname, dir_fd=directory.fd)
-            directory.drop_long(lname)
             raise
         node = self._nodes.place(self._nodes.number(st.st_ino), parent, lname, False)
         file = File(self._committer, node, fd, header, -1, -1, False)
@@ -189,10 +194,8 @@ class Namespace:
         except OSError:
             node = file.node
             assert node.parent is not None
-            directory = self._directories.get(node.parent)
-            os.unlink(node.lname, dir_fd=directory.fd)
+            self._undo(node.parent, node.lname, os.fstat(file.fd).st_ino)
             self._knowledge.gone(node.parent, node.lname)
-            directory.drop_long(node.lname)
             file.orphaned(node.parent)
             node.dead = True
             self._nodes.forget(node.ino, 1)
@@ -225,10 +228,8 @@ class Namespace:
                 self._committer.places.header_written(ino, slot, directory.header.object_id)
             except BaseException:
                 if fd >= 0:
-                    self._unlink_quietly(DIR_HEADER, fd)
                     os.close(fd)
-                os.rmdir(lname, dir_fd=directory.fd)
-                directory.drop_long(lname)
+                self._undo(node, lname, os.stat(lname, dir_fd=directory.fd).st_ino)
                 raise
             made = self._nodes.place(ino, node, lname, True)
             self._directories.insert(made.ino, Directory(fd, header, 0))
@@ -237,29 +238,40 @@ class Namespace:
             self._knowledge.made(node, lname, name, made)
             self._knowledge.directory_made(made, header)
             self._witness.placed(directory.header.object_id, lname, record_of(header, lname))
+            self._committer.places.made(made)
             return self._objects.directory_attr(made, header, st)
+
+    def _undo(self, parent: Node, lname: bytes, number: int) -> None:
+        """Remove an object that could not be made; where the disk refuses that as well, later."""
+        self._directories.half_made[number] = parent, lname
+        with suppress(OSError):
+            self.clear_half_made()
+
+    def clear_half_made(self) -> None:
+        """Remove what could not be made and not be removed then; OSError if the disk still refuses."""
+        with self._lock:
+            for number, (parent, lname) in list(self._directories.half_made.items()):
+                directory = self._directories.get(parent)
+                try:
+                    st = os.stat(lname, dir_fd=directory.fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    st = None
+                if st is not None and st.st_ino == number:
+                    if stat.S_ISDIR(st.st_mode):
+                        remove_remnant(lname, directory.fd)
+                    else:
+                        os.unlink(lname, dir_fd=directory.fd)
+                    directory.drop_long(lname)
+                del self._directories.half_made[number]
 
     def _clear_remnant(self, parent: Node, directory: Directory, lname: bytes) -> None:
         """Remove a directory that a power cut left without header and content; EEXIST for any other."""
         try:
             self._objects.look(parent, directory, lname)
         except FileNotFoundError:
-            self._remove_tree_remnant(directory, lname)
+            remove_remnant(lname, directory.fd)
         else:
             raise error(errno.EEXIST)
-
-    def _remove_tree_remnant(self, directory: Directory, lname: bytes) -> None:
-        try:
-            fd = os.open(
-                lname, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        try:
-            self._unlink_quietly(DIR_HEADER, fd)
-        finally:
-            os.close(fd)
-        os.rmdir(lname, dir_fd=directory.fd)
 
     @staticmethod
     def _unlink_quietly(name: bytes, dir_fd: int) -> None:
@@ -272,6 +284,8 @@ class Namespace:
         with self._lock:
             node, directory = self._change(parent)
             source = self._nodes.get(ino)
+            if self.sinks(source, node):
+                self._committer.places.secure(node)
             if source.is_dir:
                 raise error(errno.EPERM)
             if source.dead or source.parent is None:
@@ -286,6 +300,7 @@ class Namespace:
             self._committer.places.entry_changed(node, source.parent)
             source.seen_at(node, lname)
             self._committer.moved(source)
+            self._committer.places.moved(source)
             file = self._objects.open(source)
             try:
                 file.noted = 0  # not under this name
@@ -295,10 +310,33 @@ class Namespace:
             finally:
                 self._objects.drop(file)
 
+    def sinks(self, source: Node, directory: Node) -> bool:
+        """Whether something durable would be lost with a new directory that it is moved into.
+
+        That directory must be made secure (`Places.secure`) first.
+        """
+        if not self._committer.places.sinks(directory):
+            return False
+        if source.file is not None:
+            return source.file.durable
+        left = self._committer.unsettled(source.ino)
+        return left is None or left.durable
+
     # -- removing ----------------------------------------------------------------------------------
 
+    @contextmanager
+    def _removing(self, parent: int) -> Iterator[None]:
+        """The namespace lock, once a directory may lose an entry."""
+        while True:
+            with self._lock:
+                node = self._nodes.get(parent)
+                if not self._committer.places.needs_place(node):
+                    yield
+                    return
+            self._committer.places.place(node)
+
     def unlink(self, parent: int, name: bytes) -> None:
-        with self._lock:
+        with self._removing(parent):
             node, directory = self._change(parent)
             lname, _ = directory.lower_name(name)
             st = os.stat(lname, dir_fd=directory.fd, follow_symlinks=False)
@@ -311,9 +349,25 @@ class Namespace:
             os.unlink(lname, dir_fd=directory.fd)
             self._knowledge.gone(node, lname)
             self._witness.gone(directory.header.object_id, lname)
-            directory.drop_long(lname)
             self._committer.places.entry_changed(node)
+            self.drop_long(lname, directory)
             self.gone(self._nodes.number(st.st_ino), target, st.st_nlink, node, lname)
+
+    def drop_long(self, lname: bytes, directory: Directory, moved_to: Directory | None = None) -> None:
+        """Remove the encrypted name of a long entry that is gone, never before the entry on any disk.
+
+        An error leaves a file that means nothing without its entry, and is removed with the directory.
+        """
+        if not is_long(lname):
+            return
+        try:
+            if not self._committer.places.ordered:
+                if moved_to is not None:
+                    os.fsync(moved_to.fd)
+                os.fsync(directory.fd)
+            directory.drop_long(lname)
+        except OSError as problem:
+            log.warning("the encrypted name of a removed entry stays behind: %s", problem.strerror)
 
     def _settle_links(self, node: Node | None) -> None:
         """Before one of several names goes: the journal must not need it to find the object."""
@@ -339,7 +393,7 @@ class Namespace:
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """On disk: the header goes first; a directory without header and entries is a remnant."""
-        with self._lock:
+        with self._removing(parent):
             node, directory = self._change(parent)
             lname, _ = directory.lower_name(name)
             found, _attr = self._objects.look(node, directory, lname, name)
@@ -351,8 +405,8 @@ class Namespace:
             self.remove_directory(found, inner, directory, lname)
             self._knowledge.gone(node, lname)
             self._witness.gone(directory.header.object_id, lname)
-            directory.drop_long(lname)
             self._committer.places.entry_changed(node)
+            self.drop_long(lname, directory)
 
     def require_empty(self, node: Node, directory: Directory) -> None:
         """ENOTEMPTY if anything but remnants of a power cut is in it."""
@@ -360,6 +414,7 @@ class Namespace:
             try:
                 self._objects.look(node, directory, lname)
             except FileNotFoundError:
+                remove_remnant(lname, directory.fd)
                 continue
             except OSError:
                 pass  # damaged, but there

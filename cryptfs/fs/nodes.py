@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Node:
     """One inode: its place (parent and ciphertext name) and its content while in use."""
 
     __slots__ = (
+        "__weakref__",
         "_lname",
         "dead",
         "file",
@@ -112,6 +114,9 @@ class NodeTable:
         self.root = Node(ROOT, None, b"", True)
         self.root.lookups = 1
         self._nodes: dict[int, Node] = {ROOT: self.root}
+        # A node that nobody references may still stand in notes on what is not durable, and
+        # as the parent of others: found again, it must be the same one.
+        self._released: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -139,6 +144,10 @@ class NodeTable:
     def place(self, ino: int, parent: Node, lname: bytes, is_dir: bool) -> Node:
         """The node of an entry just seen, known or new, without a reference taken."""
         node = self._nodes.get(ino)
+        if node is None:
+            node = self._released.get(ino)
+            if node is not None and (node.dead or node.is_dir != is_dir):
+                node = None
         if node is None or node.dead:
             fresh = Node(ino, parent, lname, is_dir)
             if node is not None:
@@ -182,3 +191,4 @@ class NodeTable:
         """Drop the node if nothing holds it."""
         if node.lookups == 0 and node.file is None and node.ino != ROOT and self._nodes.get(node.ino) is node:
             del self._nodes[node.ino]
+            self._released[node.ino] = node

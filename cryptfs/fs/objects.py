@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+from contextlib import suppress
 from typing import NamedTuple
 
 from cryptfs.fs.chunks import Buffer
@@ -152,7 +153,8 @@ class Objects:
             raise eio()
         log.warning("an object that was being created when the power failed was never synced and is gone")
         if self._vault.changeable:
-            os.unlink(lname, dir_fd=directory.fd)
+            with suppress(OSError):
+                os.unlink(lname, dir_fd=directory.fd)
             self._knowledge.gone(parent, lname)
 
     def _object_attr(
@@ -190,7 +192,7 @@ class Objects:
         try:
             header, slot = self._vault.codec.read(area)
         except HeaderMissing:
-            if self._vault.state.unclean:
+            if self._vault.state.unclean or st.st_ino in self._directories.half_made:
                 raise Ghost from None
             log.error("an object has no header")
             raise eio() from None
@@ -248,6 +250,7 @@ class Objects:
         self._committer.places.header_written(node.ino, self._vault.codec.pack(header), above)
         self._knowledge.directory_changed(node)
         self._witness.placed(above, node.lname, record_of(header, node.lname))
+        self._committer.places.rewritten(node)
 
     def file_attr(self, file: File, st: os.stat_result | None = None) -> Attr:
         """The attributes of a file in use: what it will be, not what is on disk."""

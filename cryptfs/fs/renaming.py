@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cryptfs.fs.commit import Committer
@@ -29,11 +30,13 @@ RENAME_EXCHANGE = 2
 
 
 class _Wait(NamedTuple):
-    """What has to be done before the rename: all of the journal, or these files."""
+    """What has to be done before the rename: all of the journal, or these files and directories."""
 
-    everything: bool
-    checkpoint: list[File]
-    make_durable: list[File]
+    everything: bool = False
+    checkpoint: Sequence[File] = ()
+    make_durable: Sequence[File] = ()
+    secure: Sequence[Node] = ()
+    place: Sequence[Node] = ()
 
 
 class Renamer:
@@ -80,9 +83,12 @@ class Renamer:
                 self._committer.checkpoint(file)
             for file in wait.make_durable:
                 self._committer.make_durable(file)
+            for node in wait.secure:
+                self._committer.places.secure(node)
+            self._committer.places.place(*wait.place)
         finally:
             with self._lock:
-                for file in wait.checkpoint + wait.make_durable:
+                for file in (*wait.checkpoint, *wait.make_durable):
                     file.handles -= 1
                     self._objects.drop(file)
 
@@ -113,12 +119,14 @@ class Renamer:
             return None  # two names of one file: nothing happens
         if target is not None and target.is_dir and not exchange:
             self._names.require_empty(target, self._directories.get(target))
-        wait = self._needed(source, target, exchange)
+        wait = self._needed(source, target, exchange) or self._directories_needed(
+            source, old_node, target if exchange else None, new_node
+        )
         if wait is not None:
             return wait
         with self._committer.paths:
             if self._in_journal(source, target, exchange):
-                return _Wait(False, [], [])  # a write has just come in between
+                return _Wait()  # a write has just come in between
             if not exchange:
                 new_dir.add_long(new_lname, new_text, self._vault.modes.file)
             places = (old_dir.header.object_id, old_lname), (new_dir.header.object_id, new_lname)
@@ -141,7 +149,7 @@ class Renamer:
         if exchange:
             self._committer.places.entry_changed(old_node, new_node)
         else:
-            old_dir.drop_long(old_lname)
+            self._names.drop_long(old_lname, old_dir, new_dir)
             if target is not None and not target.is_dir:
                 self._names.gone(target.ino, target, links, new_node, new_lname)
         return None
@@ -163,18 +171,31 @@ class Renamer:
         """What keeps the rename waiting; files in it are held open for `_do`."""
         if self._in_journal(source, target, exchange):
             if source.is_dir or (target is not None and target.is_dir):
-                return _Wait(True, [], [])
+                return _Wait(everything=True)
             files = [node.file for node in (source, target) if node is not None and node.file is not None]
             for file in files:
                 file.handles += 1
-            return _Wait(False, files, [])
+            return _Wait(checkpoint=files)
         if target is not None and not source.is_dir:
             held = source.file
             if held.unsynced or held.has_pending() if held else self._committer.unsettled(source.ino):
                 file = self._objects.open(source)
                 file.handles += 1
-                return _Wait(False, [], [file])
+                return _Wait(make_durable=[file])
         return None
+
+    def _directories_needed(self, source: Node, old: Node, exchanged: Node | None, new: Node) -> _Wait | None:
+        """What keeps the rename waiting in the directories that give and take (fs.places)."""
+        places = self._committer.places
+        if old is new:
+            return None
+        gaining = [(source, new)] if exchanged is None else [(source, new), (exchanged, old)]
+        sinking = [directory for node, directory in gaining if self._names.sinks(node, directory)]
+        if sinking:
+            return _Wait(secure=sinking)
+        losing = [old] if exchanged is None else [old, new]
+        relied = [node for node in losing if places.needs_place(node)]
+        return _Wait(place=relied) if relied else None
 
     def _in_journal(self, source: Node, target: Node | None, exchange: bool) -> bool:
         """Whether the journal knows something by a path that is about to change."""
@@ -202,4 +223,5 @@ class Renamer:
 
     def _moved(self, node: Node, parent: Node, lname: bytes) -> None:
         node.move(parent, lname)
+        self._committer.places.moved(node)
         self._committer.moved(node)

@@ -42,6 +42,7 @@ class DirLog:
         self._new = False
         self._appended = 0
         self._sync_lock = threading.Lock()
+        self._failed: OSError | None = None
         self.synced = 0
         """Records up to this position are durable."""
 
@@ -58,15 +59,24 @@ class DirLog:
             return self._appended
 
     def sync(self) -> None:
-        """Make every record appended so far durable; nothing to do if there is none."""
+        """Make every record appended so far durable; nothing to do if there is none.
+
+        Once that failed it fails for good, as with the journal.
+        """
         with self._sync_lock:
             with self._lock:
                 target, fd = self._appended, self._fd
             if self.synced < target:
-                os.fdatasync(fd)
-                if self._new:
-                    fsync_path(self._path)
-                    self._new = False
+                if self._failed is not None:
+                    raise OSError(self._failed.errno, self._failed.strerror)
+                try:
+                    os.fdatasync(fd)
+                    if self._new:
+                        fsync_path(self._path)
+                        self._new = False
+                except OSError as error:
+                    self._failed = error
+                    raise
                 self.synced = target
 
     def candidates(self, parent_id: bytes | None = None) -> Iterator[Header]:

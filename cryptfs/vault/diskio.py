@@ -54,8 +54,8 @@ def pread_into(fd: int, room: memoryview, offset: int) -> int:
 
 
 def fsync_path(path: str | bytes, dir_fd: int | None = None) -> None:
-    """fsync a directory (or file) by name."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    """fsync a directory (or file) by name; a pipe or a link planted there is not waited for or followed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)
     finally:

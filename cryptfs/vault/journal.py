@@ -206,6 +206,7 @@ class Journal:
         self._sync_lock = threading.Lock()
         self._segments: list[_Segment] = []
         self._broken = False
+        self._failed: OSError | None = None
         self._number = 0
         self._live: set[bytes] = set()
         self.appended = 0
@@ -280,14 +281,17 @@ class Journal:
                 self.deletions = True
 
     def sync(self) -> None:
-        """Make every record appended before the call durable: one fdatasync for all files."""
+        """Make every record appended before the call durable: one fdatasync for all files.
+
+        Once that failed it fails for good, with the same error: the kernel may have dropped what it
+        could not write, and would call the next sync a success.
+        """
         with self._sync_lock:
             with self._lock:
                 target = self.appended
                 segments = list(self._segments)
             if self.synced < target:
-                for segment in segments:
-                    segment.sync()
+                self._sync(segments)
                 self.synced = target
 
     def rewrap(self) -> None:
@@ -295,6 +299,16 @@ class Journal:
         with self._sync_lock, self._lock:
             for segment in self._segments:
                 segment.rewrap(self._codec)
+
+    def _sync(self, segments: list[_Segment]) -> None:
+        if self._failed is not None:
+            raise OSError(self._failed.errno, self._failed.strerror)
+        try:
+            for segment in segments:
+                segment.sync()
+        except OSError as error:
+            self._failed = error
+            raise
 
     def reset(self) -> None:
         """Remove the segments if nothing in them is needed any more.
@@ -308,8 +322,7 @@ class Journal:
             if self._live or not self._segments:
                 return
             if self.synced < self.appended:
-                for segment in self._segments:
-                    segment.sync()
+                self._sync(self._segments)
                 self.synced = self.appended
             while self._segments:
                 self._segments[0].remove()

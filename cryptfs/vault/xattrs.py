@@ -12,7 +12,7 @@ import msgspec
 from cryptfs.crypto.aead import InvalidTag, open_sealed, seal
 from cryptfs.crypto.derive import expand
 from cryptfs.errors import IntegrityError
-from cryptfs.vault.diskio import replace_file
+from cryptfs.vault.diskio import fsync_path, replace_file
 
 _LABEL = b"cryptfs v1 xattr"
 _MAX_FILE = 1 << 22
@@ -48,15 +48,24 @@ class XattrStore:
         value = {_quote(key): base64.b64encode(data).decode() for key, data in attributes.items()}
         text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
         if not os.path.isdir(folder):
-            try:
-                os.mkdir(folder, self._dir_mode)
-            except FileExistsError:
-                pass
+            self._make(folder)
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             replace_file(directory, name, seal(_key(object_key), text, _LABEL + object_id), self._file_mode)
         finally:
             os.close(directory)
+
+    def _make(self, folder: str) -> None:
+        """A new folder in `xattr/`, durably: a header will promise what lies in it."""
+        try:
+            os.mkdir(folder, self._dir_mode)
+        except FileExistsError:
+            return
+        try:
+            fsync_path(self._path)
+        except BaseException:
+            os.rmdir(folder)
+            raise
 
 
 def _key(object_key: bytes) -> bytes:

@@ -176,17 +176,26 @@ class HandmadeVault:
         last = len(pieces) - 1
         return b"".join(self.chunk(thing, i, piece, i == last) for i, piece in enumerate(pieces))
 
-    def file(self, name: bytes, data: bytes, thing: Thing | None = None, **values: int) -> Path:
-        """A file in the root directory; returns its object file."""
+    def file(
+        self,
+        name: bytes,
+        data: bytes,
+        thing: Thing | None = None,
+        parent: tuple[Path, Thing] | None = None,
+        **values: int,
+    ) -> Path:
+        """A file in the root directory or in `parent`; returns its object file."""
         thing = thing or Thing()
-        path = self.place(self.path / "tree", self.root, name)
+        path = self.place(*(parent or (self.path / "tree", self.root)), name)
         size = 1 << values.get("log2", 12)
         path.write_bytes(self.area(thing, **values) + self.content(thing, data, size))
         return path
 
-    def directory(self, name: bytes, **values: int) -> tuple[Path, Thing]:
+    def directory(
+        self, name: bytes, parent: tuple[Path, Thing] | None = None, **values: int
+    ) -> tuple[Path, Thing]:
         thing = Thing()
-        path = self.place(self.path / "tree", self.root, name)
+        path = self.place(*(parent or (self.path / "tree", self.root)), name)
         path.mkdir()
         (path / "@dir").write_bytes(self.area(thing, kind=2, **values)[:4096])
         return path, thing

@@ -591,9 +591,31 @@ class Extractor:
                     siv_open(name_key, unbase64url(text), [copy.object_id])
                     print(f"{shown or '/'}: @dir is lost, its copy in dirs/ was used", file=sys.stderr)
                     return copy
-        if self.unclean and not names and shown:
+        if shown and self.never_synced(source):
             raise NeverDurable
         raise Damage("the directory's header is lost, and no copy of it was found")
+
+    def never_synced(self, source: Path) -> bool:
+        """Section 8: whether nothing that was ever durable lies in a directory without a header."""
+        for entry in source.iterdir() if self.unclean else ():
+            if not re.fullmatch("[A-Za-z0-9_-]{23,255}|@l[A-Za-z0-9_-]{43}", entry.name):
+                continue
+            if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
+                return False
+            if entry.is_dir():
+                if not self.never_synced(entry):
+                    return False
+                continue
+            with entry.open("rb") as file:
+                area = file.read(AREA)
+            header = parse_area(area, self.vault)
+            if not never_written(area) and not (header and self.suspect(header)):
+                return False
+        return bool(self.unclean)
+
+    def suspect(self, header: Header) -> bool:
+        """Section 9: whether content may have been cut before it was ever synced."""
+        return header.phase > self.unclean.get(header.session, header.phase)
 
     def carried(self, source: Path) -> Iterator[Header]:
         """Section 8: headers of directories that the object files below a directory carry."""
@@ -673,7 +695,7 @@ class Extractor:
         return copy
 
     def create(self, file: BinaryIO, header: Header, target: bytes) -> None:
-        unclean = header.phase > self.unclean.get(header.session, header.phase)
+        unclean = self.suspect(header)
         if header.kind in NODE_TYPE:
             return os.mknod(target, NODE_TYPE[header.kind] | 0o600, header.rdev)
         if header.kind == SYMLINK:

@@ -535,12 +535,22 @@ def test_an_unclean_session(vault: HandmadeVault, out: Path, is_open: bool) -> N
     link.write_bytes(link.read_bytes()[:-1])
     remnant, _ = vault.directory(b"remnant", session=9)
     (remnant / "@dir").unlink()
+    below, made = vault.directory(b"remnant with content", session=9)
+    inner = vault.directory(b"below", parent=(below, made), session=9)
+    vault.file(b"never synced", DATA, session=9, parent=(below, made))
+    vault.file(b"no header", DATA, parent=(below, made)).write_bytes(bytes(9000))
+    vault.file(b"deep", DATA, session=9, parent=inner)
+    kept, also = vault.directory(b"with something durable", session=9)
+    vault.file(b"older", DATA, session=8, parent=(kept, also))
+    for lost in (below, kept):
+        (lost / "@dir").unlink()
     vault.segment(5, []).write_bytes(bytes(4096))
     for name, values in {b"earlier": {"session": 8}, b"synced": {"session": 9, "phase": 0}}.items():
         cut = vault.file(name, DATA, **values)
         cut.write_bytes(cut.read_bytes()[: 8192 + STORED + 30])
     problems = decrypt(vault, out)
-    assert sorted(problem.split(":")[0] for problem in problems) == ["/earlier", "/synced"]
+    found = sorted(problem.split(":")[0] for problem in problems)
+    assert found == ["/earlier", "/synced", "/with something durable"]
     assert (out / "lost inside").read_bytes() == b""
     assert (out / "cut").read_bytes() == DATA[:4096]
     assert (out / "bare").read_bytes() == b""
