@@ -119,7 +119,7 @@ class ControlServer:
                 request = msgspec.json.decode(await _receive_line(connection), type=Request)
             held = self._held.get(request.command)
             command = None if held else self._commands[request.command]
-        except (trio.TooSlowError, msgspec.DecodeError, KeyError):
+        except (trio.TooSlowError, msgspec.DecodeError, KeyError, ValueError, RecursionError):
             return Answer(2, "The daemon does not know this request: is it of another version?")
         try:
             if command is not None:
@@ -189,7 +189,7 @@ def ask(path: Path, request: Request, *, timeout: float | None = None) -> dict[s
 def _answered(received: bytes) -> dict[str, Any]:
     try:
         answer = msgspec.json.decode(received, type=Answer)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         raise CryptfsError("The mount's daemon ended without an answer: see its log.") from None
     if answer.exit_code:
         raise ControlError(answer)

@@ -42,7 +42,7 @@ def mounts() -> list[Mount]:
 
 
 def _unescape(field: bytes) -> str:
-    plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+    plain = re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), field)
     return os.fsdecode(plain)
 
 

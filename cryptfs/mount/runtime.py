@@ -91,7 +91,7 @@ def records() -> list[Record]:
 def _read(path: Path) -> Record | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, ValueError, RecursionError):
         return None
 
 

@@ -79,7 +79,7 @@ class SessionState:
             sessions = [state.session, *(item.session for item in state.unclean)]
             if not all(_HEX.fullmatch(text) for text in sessions):
                 raise InvalidTag
-        except (InvalidTag, msgspec.MsgspecError):
+        except (InvalidTag, msgspec.MsgspecError, ValueError, RecursionError):
             raise IntegrityError(
                 "journal/state is damaged or was tampered with: it does not authenticate; "
                 "restore it from a backup, or move it away to mount without the record of the last stop"

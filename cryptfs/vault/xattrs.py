@@ -38,7 +38,7 @@ class XattrStore:
                 data = file.read(_MAX_FILE)
             text = open_sealed(_key(object_key), data, _LABEL + object_id)
             decoded = msgspec.json.decode(text, type=dict[str, bytes])
-        except (FileNotFoundError, InvalidTag, msgspec.MsgspecError):
+        except (FileNotFoundError, InvalidTag, msgspec.MsgspecError, ValueError, RecursionError):
             raise IntegrityError("extended attributes are damaged or missing") from None
         return {urllib.parse.unquote_to_bytes(key): value for key, value in decoded.items()}
 
