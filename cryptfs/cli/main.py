@@ -37,6 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "freeze": ("cryptfs.cli.freeze:command", "Hold the ciphertext still while a backup is made."),
     "rotate": ("cryptfs.cli.rotate:command", "Replace the keys, while the vault is used or not."),
     "index": ("cryptfs.cli.index:command", "Look after this computer's index of a vault."),
+    "find": ("cryptfs.cli.find:command", "Find the images of a patient or a study."),
+    "stats": ("cryptfs.cli.stats:command", "Count people, studies and images."),
     "key": ("cryptfs.cli.key:command", "List, add, change and remove key slots."),
     "verify": ("cryptfs.cli.verify:command", "Check a vault for damage, and repair it."),
 }

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli.secrets import SecretSource, secret_options
-from cryptfs.errors import UsageError
+from cryptfs.errors import CryptfsError, UsageError
 
 if TYPE_CHECKING:
+    from cryptfs.fs import FileSystem
     from cryptfs.fs.types import Owner
+    from cryptfs.practice.service import NoStudies, StudyService
     from cryptfs.vault.config import Unlocked
+    from cryptfs.vault.header import KeyringLike
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # The generic options of mount(8) that make sense for this mount, given with -o.
@@ -81,6 +84,7 @@ class Duration(click.ParamType[float]):
     "Default: CRYPTFS_STATE_DIR, or /var/lib/cryptfs for root, ~/.local/state/cryptfs for others.",
 )
 @click.option("--no-index", is_flag=True, help="Read names and attributes from the vault each time.")
+@click.option("--no-studies", is_flag=True, help="Keep no index of whose images they are (`cryptfs find`).")
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @click.option(
     "--or-ask", is_flag=True, help="With --tpm: if the TPM does not unlock, ask for the passphrase."
@@ -105,6 +109,7 @@ def command(
     flags: tuple[str, ...],
     state_dir: Path | None,
     no_index: bool,
+    no_studies: bool,
     verbose: bool,
     or_ask: bool,
     ask_with: str | None,
@@ -163,7 +168,11 @@ def command(
         )
         remembered, why_not = remembered_at(unlocked.vault_id, state_dir, (vault, Path(place)))
         fs_options = FsOptions(xattrs=xattrs, index=not no_index)
-        serve(FileSystem(opened, fs_options, place=remembered, why_not=why_not), options, ready)
+        fs = FileSystem(opened, fs_options, place=remembered, why_not=why_not)
+        if no_studies:
+            remembered, why_not = None, "the vault was mounted with --no-studies"
+        studies = study_service(fs, unlocked.keyring, remembered, why_not)
+        serve(studies.fs, options, ready, [studies])
 
     _mention_changed_tpm_slots(unlocked)
     if foreground:
@@ -199,6 +208,21 @@ def _mention_changed_tpm_slots(unlocked: Unlocked) -> None:
             f"cryptfs key reseal {unlocked.config.path} {slot.id}",
             err=True,
         )
+
+
+def study_service(
+    fs: FileSystem, keyring: KeyringLike, place: Path | None, why_not: str
+) -> StudyService | NoStudies:
+    """The study index of a vault that is about to be mounted; the mount goes on where there can be none."""
+    from cryptfs.practice.service import NoStudies, StudyService
+
+    if place is None:
+        return NoStudies(fs, why_not)
+    try:
+        return StudyService(fs, place, keyring)
+    except (CryptfsError, OSError) as error:
+        logging.getLogger(__name__).warning("without an index of studies: %s", error)
+        return NoStudies(fs, str(error))
 
 
 def parse_owner(text: str) -> Owner:

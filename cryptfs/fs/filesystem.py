@@ -152,6 +152,25 @@ class FileSystem:
             self._directories.trim()
             return self._objects.attr(self._nodes.get(ino))
 
+    def identity(self, ino: int) -> bytes:
+        """The object id of an inode (docs/format.md section 4), the same for ever and at all its names.
+
+        Takes no reference. ESTALE when its place is not known any more.
+        """
+        with self._lock:
+            node = self._nodes.get(ino)
+            if node.is_dir:
+                return self._directories.get(node).header.object_id
+            file = self._objects.open(node)
+            try:
+                return file.header.object_id
+            finally:
+                self._objects.drop(file)
+
+    def identity_of_open(self, handle: int) -> bytes:
+        """The object id of an open file."""
+        return self._handles[handle].header.object_id
+
     def setattr(self, ino: int, change: SetAttr, handle: int | None = None) -> Attr:
         self._require_writable()
         with self._lock:

@@ -8,10 +8,7 @@ cannot tell what happened since calls `doubt`, and every directory is compared a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
-
-import msgspec
 
 from cryptfs.index.environment import Environment
 from cryptfs.index.studycontent import Content
@@ -193,22 +190,35 @@ class StudyIndex:
 
     def _entries(self, directory: bytes) -> list[tuple[bytes, Entry]]:
         """What is known to be in a directory: hashed name and entry."""
-        found = self.batch.scan(self.batch.key(b"p", directory))
-        return [(key[-HASH:], msgspec.msgpack.decode(data, type=Entry)) for key, data in found]
+        found = []
+        for key in self.batch.entries(self.batch.key(b"p", directory)):
+            entry = self.batch.row(key, Entry)
+            if entry is not None:
+                found.append((key[-HASH:], entry))
+        return found
 
-    def entries(self, directory: bytes) -> dict[bytes, Entry]:
-        """What is known to be in a directory (by its key), by name."""
-        with self.batch.lock:
-            return {entry.name: entry for _, entry in self._entries(directory)}
+    def entry(self, directory: bytes, name: bytes) -> Entry | None:
+        """What is known of a name in a directory (by its key)."""
+        return self.batch.row(self.batch.key(b"p", directory, self.name_key(name)), Entry)
 
-    def vanished(self, directory: bytes, names: Iterable[bytes]) -> None:
-        """These are not in a directory any more."""
+    def keep_only(self, directory: bytes, names: set[bytes]) -> None:
+        """Nothing but these (hashed names) is in a directory."""
         with self.batch.lock:
-            for name in names:
-                place = Place(directory, self.name_key(name))
-                entry = self.batch.row(self.batch.key(b"p", place.directory, place.name), Entry)
-                if entry is not None:
-                    self._leave(place, entry)
+            for key in self.batch.entries(self.batch.key(b"p", directory)):
+                if key[-HASH:] not in names:
+                    self._gone(Place(directory, key[-HASH:]))
+
+    def lost_directory(self, directory: bytes) -> None:
+        """A directory is not where it was."""
+        with self.batch.lock:
+            place = self.batch.row(self.batch.key(b"d", directory), Place)
+            if place is not None:
+                self._gone(place)
+
+    def _gone(self, place: Place) -> None:
+        entry = self.batch.row(self.batch.key(b"p", place.directory, place.name), Entry)
+        if entry is not None:
+            self._leave(place, entry)
 
     def path_of(self, place: Place) -> tuple[bytes, ...] | None:
         """The names from the root to a place, None if it is not under the root."""
@@ -268,6 +278,11 @@ class StudyIndex:
         with self.batch.lock:
             self._want_listed(self.directory_key(object_id), deep=deep)
 
+    def list_again(self, directory: bytes, *, deep: bool) -> None:
+        """As `want_listed`, for a directory by its key."""
+        with self.batch.lock:
+            self._want_listed(directory, deep=deep)
+
     def _unlist(self, directory: bytes) -> None:
         key = self.batch.key(b"r", directory)
         if self.batch.has(key):
@@ -279,10 +294,9 @@ class StudyIndex:
         with self.batch.lock:
             self._unlist(directory)
 
-    def next_listing(self) -> tuple[bytes, bool] | None:
-        """A directory to be listed, and whether with all below it."""
-        found = self.batch.scan(b"r", 1)
-        return (found[0][0][1:], found[0][1] == b"\1") if found else None
+    def next_listings(self, limit: int) -> list[tuple[bytes, bool]]:
+        """Directories to be listed, and for each whether with all below it."""
+        return [(key[1:], deep == b"\1") for key, deep in self.batch.pick(b"r", limit)]
 
     def written(self, object_id: bytes) -> None:
         """The content of a file may have changed."""
@@ -305,7 +319,7 @@ class StudyIndex:
 
     def next_reads(self, limit: int) -> list[bytes]:
         """Files to be read."""
-        return [key[1:] for key, _ in self.batch.scan(b"t", limit)]
+        return [key[1:] for key, _ in self.batch.pick(b"t", limit)]
 
     # -- content -------------------------------------------------------------------------------------
 
@@ -318,14 +332,13 @@ class StudyIndex:
         return row is not None and row.kind is not None and state == (row.size, row.mtime, row.ctime)
 
     def skip(self, file: bytes) -> None:
-        """A file needs no reading, or cannot be read: it is off the list."""
+        """A file is off the list: it needs no reading, or is being read."""
         with self.batch.lock:
             self._read(file)
 
     def found(self, file: bytes, state: State, kind: Kind, tags: Tags) -> None:
-        """A file was read."""
+        """A file was read; it is off the list already (`skip`)."""
         with self.batch.lock:
-            self._read(file)
             at = self.batch.key(b"f", file)
             row = self.batch.row(at, FileRow)
             if row is None:
@@ -345,6 +358,20 @@ class StudyIndex:
         if row.kind == Kind.INSTANCE:
             self._content.subtract(file, row)
         row.kind, row.series, row.instance, row.transfer_syntax = None, b"", "", ""
+
+    # -- the whole ------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget everything, and compare the whole tree again."""
+        with self.batch.lock:
+            self.batch.drop()
+            self.batch.environment.clear()
+            self._paths.clear()
+            self.totals = Totals()
+            generation = self.generation
+            self._content = Content(self.batch, self.totals)
+            self._content.generation = generation + 1
+            self.doubt()
 
     # -- committing ------------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ from cryptfs.index.tags import Kind, Tags
 
 HASH = 8
 NOTHING = b""
+# How many bytes of a key, by its letter, those have in common that are asked for together.
+_GROUPS = {b"i": 1 + 2 * HASH, b"p": 1 + HASH}
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
@@ -125,7 +127,7 @@ class StudyBatch:
         self._changes: dict[bytes, bytes | None] = {}
         # Structs that were read or changed, not packed yet: a study is changed by each of its images.
         self._rows: dict[bytes, msgspec.Struct] = {}
-        # Changed keys of `i`, by what `any` is asked for.
+        # Changed keys of `i` and `p`, by what they are asked for together: instance and series, directory.
         self._groups: dict[bytes, set[bytes]] = {}
 
     def __len__(self) -> int:
@@ -154,8 +156,12 @@ class StudyBatch:
 
     def _change(self, key: bytes, value: bytes | None) -> None:
         self._changes[key] = value
-        if key[:1] == b"i":
-            self._groups.setdefault(key[: 1 + 2 * HASH], set()).add(key)
+        self._note(key)
+
+    def _note(self, key: bytes) -> None:
+        size = _GROUPS.get(key[:1])
+        if size:
+            self._groups.setdefault(key[:size], set()).add(key)
 
     def any_file(self, group: bytes) -> bool:
         """Whether there is a record of `i` for this instance UID and series."""
@@ -164,6 +170,24 @@ class StudyBatch:
             return True
         committed = self.environment.scan(group, len(changed) + 1)
         return any(key not in changed for key, _ in committed)
+
+    def entries(self, group: bytes) -> list[bytes]:
+        """The keys of `p` in this directory, changes included."""
+        changed = self._groups.get(group, set())
+        committed = [key for key, _ in self.environment.scan(group) if key not in changed]
+        return committed + [key for key in changed if self.has(key)]
+
+    def pick(self, letter: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Some records of `t` or `r`, changes included; none only if there is none."""
+        with self.lock:
+            changed = [key for key in self._changes if key[:1] == letter]
+            committed = self.environment.scan(letter, limit + len(changed))
+            found = [(key, data) for key, data in committed if key not in self._changes]
+            for key in changed:
+                data = self._changes[key]
+                if data is not None:
+                    found.append((key, data))
+            return found[:limit]
 
     def row(self, key: bytes, kind: type[Row]) -> Row | None:
         """A record as a struct. After changing it, give it to `save`."""
@@ -176,6 +200,7 @@ class StudyBatch:
 
     def save(self, key: bytes, row: msgspec.Struct) -> None:
         self._rows[key] = row
+        self._note(key)
 
     def flush(self) -> None:
         """Commit, durably if the environment is. Raises Unavailable."""
@@ -190,11 +215,11 @@ class StudyBatch:
             self._rows.clear()
             self._groups.clear()
 
-    def scan(self, prefix: bytes, limit: int = 1 << 30, after: bytes = b"") -> list[tuple[bytes, bytes]]:
-        """Records of a prefix, changes included: they are committed first."""
-        with self.lock:
-            self.flush()
-            return self.environment.scan(prefix, limit, after)
+    def drop(self) -> None:
+        """Forget the changes."""
+        self._changes.clear()
+        self._rows.clear()
+        self._groups.clear()
 
     def keys(self, prefix: bytes, after: bytes = b"", page: int = 4096) -> Iterator[bytes]:
         """What follows a prefix in its committed keys, behind `after`; in pages, so that nobody waits."""

@@ -55,7 +55,7 @@ class FoundStudy(msgspec.Struct):
     series: int
     instances: int
     files: int
-    bytes: int
+    size: int
 
 
 class FoundFile(msgspec.Struct):
@@ -71,7 +71,7 @@ class FoundFile(msgspec.Struct):
     modality: str
     instance: str
     transfer_syntax: str
-    bytes: int
+    size: int
 
 
 class Summary(msgspec.Struct):
@@ -86,7 +86,7 @@ class Summary(msgspec.Struct):
     series: int
     instances: int
     files: int
-    bytes: int
+    size: int
     all_files: int
     kinds: dict[str, int]
     modalities: dict[str, list[int]]
@@ -348,7 +348,7 @@ class Search:
             series=totals.series,
             instances=totals.instances,
             files=sum(counts[3] for counts in modalities.values()),
-            bytes=sum(counts[4] for counts in modalities.values()),
+            size=sum(counts[4] for counts in modalities.values()),
             all_files=totals.files,
             kinds={kind: count for kind, count in totals.kinds.items() if count},
             modalities=modalities,
@@ -376,7 +376,14 @@ def _days(first: str, last: str) -> list[str] | None:
 
 
 def _date(text: str) -> date:
-    return date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    """A day; the last of the month for one that the month does not have. ValueError for no date at all."""
+    year, month, day = int(text[:4]), int(text[4:6]), int(text[6:])
+    while day > 28:
+        try:
+            return date(year, month, day)
+        except ValueError:
+            day -= 1
+    return date(year, month, day)
 
 
 def _found_study(row: StudyRow) -> FoundStudy:
@@ -391,7 +398,7 @@ def _found_study(row: StudyRow) -> FoundStudy:
         series=counts[0],
         instances=counts[1],
         files=counts[2],
-        bytes=counts[3],
+        size=counts[3],
     )
 
 
@@ -407,5 +414,5 @@ def _found_file(study: StudyRow, series: SeriesRow, row: FileRow, path: bytes) -
         modality=series.modality,
         instance=row.instance,
         transfer_syntax=row.transfer_syntax,
-        bytes=row.size,
+        size=row.size,
     )

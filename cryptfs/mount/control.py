@@ -43,6 +43,7 @@ class Request(msgspec.Struct):
     action: str = ""
     limit: float = 0.0
     key: bytes = b""
+    arguments: dict[str, Any] = {}  # of commands that the mount layer does not know
 
     def __repr__(self) -> str:
         return f"<Request {self.command}>"

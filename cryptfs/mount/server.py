@@ -9,10 +9,10 @@ import os
 import signal
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import pyfuse3
 import trio
@@ -74,7 +74,20 @@ class MountOptions:
         return options
 
 
-def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> None:
+class Service(Protocol):
+    """What works beside a mount: it answers control commands of its own."""
+
+    @property
+    def commands(self) -> Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """By name; they get the request's arguments, run in a thread, and may raise CryptfsError."""
+
+    def start(self, requests: Callable[[], int]) -> None:
+        """The mount answers; `requests` counts what it was asked so far."""
+
+
+def serve(
+    fs: Filesystem, options: MountOptions, ready: Callable[[], None], services: Sequence[Service] = ()
+) -> None:
     """Mount, call `ready` once the mount answers, serve until it is unmounted, close `fs`.
 
     Raises FuseUnavailable if it cannot be mounted, StorageError if not everything could be written at
@@ -88,7 +101,7 @@ def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> N
     except BaseException:
         fs.close()
         raise
-    session = Session(fs, options, operations, ready)
+    session = Session(fs, options, operations, ready, services)
     try:
         runtime.write(session.record())
         commands: dict[str, control.Command] = {
@@ -96,7 +109,8 @@ def serve(fs: Filesystem, options: MountOptions, ready: Callable[[], None]) -> N
             "unmount": session.unmount_command,
             "restore-survey": session.restores.survey,
             "restore-accept": session.restores.accept,
-            "index": IndexCommand(fs).command,
+            "index": IndexCommand(getattr(fs, "unwatched", fs)).command,
+            **session.of_services(),
         }
         if session.rotation is not None:
             commands |= session.rotation.commands()
@@ -142,13 +156,19 @@ class Session:
     """The tasks of a live mount. Everything here runs in the event loop."""
 
     def __init__(
-        self, fs: Filesystem, options: MountOptions, operations: Operations, ready: Callable[[], None]
+        self,
+        fs: Filesystem,
+        options: MountOptions,
+        operations: Operations,
+        ready: Callable[[], None],
+        services: Sequence[Service] = (),
     ) -> None:
         self.failure: Exception | None = None
         self._fs = fs
         self._options = options
         self._operations = operations
         self._ready = ready
+        self._services = services
         self._since = datetime.now(UTC)
         self._fs_closed = False
         self._ended = trio.Event()
@@ -156,9 +176,10 @@ class Session:
         self._rates = (0.0, 0.0)
         self.freezing = Freezing(fs, operations.gate, options.mountpoint)
         self.rotation: RotationControl | None = None
-        if isinstance(fs, FileSystem):
-            self.rotation = RotationControl(fs, lambda: operations.requests)
-        self.restores = Restores(fs)
+        inner = getattr(fs, "unwatched", fs)
+        if isinstance(inner, FileSystem):
+            self.rotation = RotationControl(inner, lambda: operations.requests)
+        self.restores = Restores(inner)
 
     def record(self) -> runtime.Record:
         options = self._options
@@ -173,6 +194,19 @@ class Session:
             cipher=options.cipher,
             slot=options.slot,
         )
+
+    def of_services(self) -> dict[str, control.Command]:
+        """The control commands of the services."""
+
+        def in_thread(call: Callable[[dict[str, Any]], dict[str, Any]]) -> control.Command:
+            async def run(request: control.Request) -> dict[str, Any]:
+                return await trio.to_thread.run_sync(call, request.arguments)
+
+            return run
+
+        return {
+            name: in_thread(call) for service in self._services for name, call in service.commands.items()
+        }
 
     async def main(self, server: control.ControlServer) -> None:
         async with trio.open_nursery() as nursery:
@@ -236,6 +270,8 @@ class Session:
             pyfuse3.terminate()
             return
         self._announced = True
+        for service in self._services:
+            service.start(lambda: self._operations.requests)
         log.info("mounted %s at %s", self._options.vault, path)
 
     # --- the end --------------------------------------------------------------------------------
