@@ -29,13 +29,14 @@ from typing import Any
 from cryptfs.crypto.kdf import floor
 from cryptfs.fs import FileSystem, FsOptions
 from cryptfs.fs.types import Owner, SetAttr
-from cryptfs.keyslots import KeyFile, Passphrase, RecoveryKey
+from cryptfs.keyslots import KeyFile, Passphrase, RecoveryKey, Tpm2
 from cryptfs.vault import Vault, config
 from cryptfs.vault.layout import create_tree
 
 PASSPHRASE = "goldene Röntgenröhre 1895"
 RECOVERY = RecoveryKey(hashlib.sha256(b"cryptfs golden vault").digest())
 KEY_FILE = b"This is the key file of the golden vaults of cryptfs.\n"
+PIN = "1895"
 OWNER = Owner(1000, 1001)
 TIME = 1_767_323_045  # 2026-01-02T03:04:05Z
 LONG = "Befund " + "sehr lang " * 20 + "ü"
@@ -164,7 +165,7 @@ def main(name: str, folder: Path) -> None:
         if path.exists():
             sys.exit(f"{path} is there: a golden vault is never written again.")
     with tempfile.TemporaryDirectory() as temporary:
-        vault, described = {"v1": clean, "v1-unclean": unclean}[name](Path(temporary))
+        vault, described = {"v1": clean, "v1-unclean": unclean, "v1-tpm2": with_tpm}[name](Path(temporary))
         # Zeros take no room; order and owners do not depend on the machine.
         options = ["--sparse", "--hole-detection=raw", "--format=posix", "--sort=name"]
         options += ["--owner=0", "--group=0", "--numeric-owner"]
@@ -254,6 +255,25 @@ def unclean(folder: Path) -> tuple[Path, dict[str, Any]]:
     for place in (folder / "copy" / "tree").rglob("**"):
         os.utime(place, (TIME, TIME))
     return folder / "copy", described
+
+
+def with_tpm(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A TPM slot with a PIN; the TPM that sealed it is kept beside the vault (`tpm2-00.permall`)."""
+    from tests.tpm.software import SoftwareTpm
+
+    mount = new_vault(folder / "vault")
+    with contextlib.closing(mount()) as fs:
+        tree = Tree(fs)
+        tree.write("image.dcm", content("tpm", 70_000))
+        tree.set_times()
+        described = tree.describe()
+    unlocked = config.unlock(config.load(folder / "vault"), RECOVERY)
+    os.environ["CRYPTFS_TEST_TPM"] = "1"
+    with contextlib.closing(SoftwareTpm()) as tpm:
+        config.add_slot(unlocked, Tpm2(tpm.address, PIN, cost=floor()), "server")
+        tpm.stop()
+        shutil.copy(tpm.state / "tpm2-00.permall", Path(__file__).with_name("v1-tpm2.permall"))
+    return folder / "vault", described
 
 
 def lower(vault: Path, fs: FileSystem, path: str) -> Path:

@@ -21,7 +21,7 @@ from tests.golden import independent_reader as reader
 from tests.golden.make_golden import KEY_FILE, PASSPHRASE, RECOVERY, Tree, main
 
 HERE = Path(__file__).parent
-GOLDEN = ["v1", "v1-unclean"]
+GOLDEN = ["v1", "v1-unclean", "v1-tpm2"]
 ROOT = os.geteuid() == 0
 Expected = dict[str, dict[str, Any]]
 

@@ -413,6 +413,20 @@ def _error(address: str) -> str:
         return str(error)
 
 
+def test_the_golden_vault_opens_on_the_tpm_that_sealed_it(tmp_path: Path) -> None:
+    from tests.golden.make_golden import PIN as GOLDEN_PIN
+    from tests.golden.make_golden import RECOVERY as GOLDEN_RECOVERY
+    from tests.golden.test_golden import HERE, unpack
+
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "tpm2-00.permall").write_bytes((HERE / "v1-tpm2.permall").read_bytes())
+    path = unpack("v1-tpm2", tmp_path / "vault")
+    with contextlib.closing(SoftwareTpm(tmp_path / "state")) as tpm:
+        opened = config.unlock(config.load(path), tpm2.Tpm2(tpm.address, GOLDEN_PIN))
+    assert opened.config.slot(opened.slot_id).label == "server"
+    assert opened.keys == config.unlock(config.load(path), GOLDEN_RECOVERY).keys
+
+
 def test_in_a_vault(tpm: SoftwareTpm, tmp_path: Path) -> None:
     """The slot of a vault, by another vault's lockout password and on a TPM that stays locked."""
     from cryptfs.crypto.kdf import floor
