@@ -69,6 +69,7 @@ class File:
         self.durable = durable
         """Whether what is in place may only be changed through the journal."""
         self.slot = slot
+        self._opened = header.generation if slot >= 0 else 0
         self.placed = header.generation
         """The generation of the header that is in place."""
         self.noted = 0
@@ -88,6 +89,11 @@ class File:
         """The position of this file's newest record in the journal."""
         self._changes = 0
         self._sync_failed: OSError | None = None
+
+    @property
+    def is_as_opened(self) -> bool:
+        """Whether nothing of it, content or header, changed since it was opened."""
+        return not self._changes and self._opened == self.header.generation
 
     def found_written(self, slot: int) -> None:
         """The newest header in place, not durable yet, is in this slot."""
@@ -225,7 +231,8 @@ class File:
             self._changes += 1
             if self._dirty or self._cut is not None:
                 self._write_out()  # left by an error: more is not kept in memory
-            mark, size, header, cut = self._chunks.mark(), self.size, self.header.copy(), self._cut
+            mark, size, cut, now = self._chunks.mark(), self.size, self._cut, self.header
+            fields = now.flags, now.chunk_log2, now.session, now.phase
             try:
                 yield
             except OSError:
@@ -233,9 +240,7 @@ class File:
                 if self._chunks.restore(mark):
                     self._dirty.clear()
                     self._cut, self.size, self._geometry = cut, size, mark.geometry
-                    now = self.header
-                    now.flags, now.chunk_log2 = header.flags, header.chunk_log2
-                    now.session, now.phase = header.session, header.phase
+                    now.flags, now.chunk_log2, now.session, now.phase = fields
                 raise
 
     @property

@@ -136,6 +136,17 @@ class IndexedKnowledge(Knowledge):
         self._shelves.move_to_end(node.ino)
         return shelf
 
+    def _kept(self, node: Node) -> Shelf | None:
+        """The shelf of a directory whose records are believed, or are about to be.
+
+        In any other nothing need be recorded: what changes after an index was closed is not recognised
+        by the times in its records, and what has gone is not found by a comparison.
+        """
+        shelf = self._shelves.get(node.ino)
+        if shelf is None or not (shelf.complete or shelf.comparison is not None):
+            return None
+        return shelf
+
     def shelf_of(self, node: Node, directory: Directory) -> Shelf:
         shelf = self._shelf(node.ino)
         if shelf is None or shelf.object_id != directory.header.object_id:
@@ -274,7 +285,7 @@ class IndexedKnowledge(Knowledge):
         self, parent: Node, directory: Directory, lname: bytes, name: bytes, node: Node,
         header: Header | None, st: os.stat_result, size: int,
     ) -> None:  # fmt: skip
-        if self._off:
+        if self._off or self._kept(parent) is None:
             return
         shelf = self.shelf_of(parent, directory)
         key = self.catalog.key(shelf.prefix, lname)
@@ -294,7 +305,7 @@ class IndexedKnowledge(Knowledge):
         shelf.attr = attr
 
     def directory_listed(self, parent: Node, lname: bytes, name: bytes, node: Node) -> None:
-        shelf = self._shelf(parent.ino)
+        shelf = self._kept(parent)
         if shelf is not None and name:
             key, value = self.catalog.key(shelf.prefix, lname), records.directory(node.ino, name)
             if self.get(shelf, key) != value:
@@ -313,14 +324,15 @@ class IndexedKnowledge(Knowledge):
         shelf = self._shelves.pop(node.ino, None)
         if shelf is not None:
             shelf.comparison = None
-            self.complete(shelf, set())
+            if not shelf.complete:  # else every record went with its entry
+                self.complete(shelf, set())
             shelf.complete = False
 
     def made(self, parent: Node, lname: bytes, name: bytes, node: Node) -> None:
         self.directory_changed(parent)
         if node.is_dir:
             self.directory_changed(node)
-        shelf = self._shelves.get(parent.ino)
+        shelf = self._kept(parent)
         if shelf is not None:
             key = self.catalog.key(shelf.prefix, lname)
             if shelf.comparison is not None:
@@ -330,7 +342,7 @@ class IndexedKnowledge(Knowledge):
 
     def gone(self, parent: Node, lname: bytes) -> None:
         self.directory_changed(parent)
-        shelf = self._shelves.get(parent.ino)
+        shelf = self._kept(parent)
         if shelf is not None:
             self.put(shelf, self.catalog.key(shelf.prefix, lname), None)
 
@@ -352,7 +364,7 @@ class IndexedKnowledge(Knowledge):
         node = file.node
         if file.unlinked or node.parent is None or node.dead:
             return
-        shelf = self._shelves.get(node.parent.ino)
+        shelf = self._kept(node.parent)
         if shelf is None:
             return
         key = self.catalog.key(shelf.prefix, node.lname)

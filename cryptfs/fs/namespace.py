@@ -427,10 +427,10 @@ class Namespace:
             if leftover.startswith((TEMP_PREFIX, LONG_PREFIX)):
                 self._unlink_quietly(leftover, inner.fd)
         self._unlink_quietly(DIR_HEADER, inner.fd)
-        self._knowledge.uncertain(node)
         try:
             os.rmdir(lname, dir_fd=above.fd)
         except OSError:
+            self._knowledge.uncertain(node)
             self._directories.write_header(inner.fd, inner.header, -1)
             raise
         node.dead = True

@@ -364,8 +364,9 @@ class Objects:
         """Close a file that nobody has open, unless the committer still needs it."""
         if file.handles == 0 and not self._committer.needs(file) and file.node.file is file:
             self._committer.closing(file)
-            self.note(file)
-            self._knowledge.closing(file)
+            if not file.is_as_opened:
+                self.note(file)
+                self._knowledge.closing(file)
             file.node.file = None
             file.close()
             self._nodes.release(file.node)

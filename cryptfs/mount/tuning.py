@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import resource
+import sys
 from pathlib import Path
 
 from cryptfs.mount import libc
@@ -14,6 +15,8 @@ from cryptfs.mount import libc
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KB = 1024
+# A tenth of Python's default.
+SWITCH_SECONDS = 5e-4
 MAX_RATIO_PERCENT = 20
 # Glibc's limit for blocks from its heap.
 KEEP_FREED_BYTES = 32 << 20
@@ -27,6 +30,8 @@ def process() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    # A request that arrives while a thread of the background works waits this long for the interpreter.
+    sys.setswitchinterval(SWITCH_SECONDS)
     # Buffers of a request's size stay with the process: given back to the kernel each time, they cost a
     # page fault per 4 KiB again, more than the encryption.
     libc.keep_freed_memory(KEEP_FREED_BYTES)
