@@ -29,10 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("cryptfs.cli.init:command", "Make a new vault."),
     "mount": ("cryptfs.cli.mount:command", "Unlock a vault and mount it."),
     "unmount": ("cryptfs.cli.unmount:command", "Unmount a vault and lock it."),
-    "accept-restore": (
-        "cryptfs.cli.accept_restore:command",
-        "Accept that a vault, or files in it, were restored from a backup.",
-    ),
+    "accept-restore": ("cryptfs.cli.accept_restore:command", "Accept what was restored from a backup."),
     "status": ("cryptfs.cli.status:command", "Show what is mounted and how it does."),
     "freeze": ("cryptfs.cli.freeze:command", "Hold the ciphertext still while a backup is made."),
     "rotate": ("cryptfs.cli.rotate:command", "Replace the keys, while the vault is used or not."),

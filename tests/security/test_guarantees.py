@@ -15,6 +15,8 @@ CONFIDENTIALITY = "test_confidentiality.py::test_"
 CONFIGURATION = "test_configuration.py::test_"
 INTEGRITY = "test_integrity.py::test_"
 ROLLBACK = "test_rollback.py::test_"
+ENVIRONMENT = "../index/test_environment.py::test_"
+INDEX = "../fs/test_index.py::test_"
 
 GUARANTEES: dict[str, list[str]] = {
     "G1": [
@@ -104,6 +106,11 @@ GUARANTEES: dict[str, list[str]] = {
         ROLLBACK + "a_kill_does_not_open_the_door",
         ROLLBACK + "an_older_configuration_does_not_begin_the_witness_anew",
         ROLLBACK + "nothing_of_the_vault_shows_in_the_witness",
+    ],
+    "G16": [
+        ENVIRONMENT + "files_show_nothing",
+        ENVIRONMENT + "changed_file_is_begun_anew",
+        INDEX + "damaged_record_is_read_anew",
     ],
 }
 
