@@ -83,11 +83,11 @@ def test_a_copy_made_while_frozen_was_unmounted_cleanly(
     )
     assert (elsewhere.path / "folder" / "just written").read_bytes() == b"w" * 300_000
     assert (elsewhere.path / "before").read_bytes() == b"overwritten".ljust(100_000, b"b")
-    assert "did not end cleanly" not in elsewhere.log.read_text()
+    assert "last session did not end cleanly" not in elsewhere.log.read_text()
     elsewhere.unmount()
     mounted.kill_daemon()
     mounted.recover()  # after the thaw the session counts as begun again
-    assert "did not end cleanly" in mounted.log.read_text()
+    assert "last session did not end cleanly" in mounted.log.read_text()
 
 
 def test_writers_wait_and_readers_do_not(mounted: CryptfsMount) -> None:
@@ -167,7 +167,7 @@ def test_a_daemon_killed_while_frozen_leaves_an_unmounted_vault(mounted: Cryptfs
         mounted.kill_daemon()
         assert freeze.wait(240) != 0
     mounted.recover()
-    assert "did not end cleanly" not in mounted.log.read_text()
+    assert "last session did not end cleanly" not in mounted.log.read_text()
     assert (mounted.path / "before").read_bytes() == b"b" * 100_000
 
 

@@ -50,7 +50,7 @@ def test_mount_behaves_as_a_plain_directory(xattrs: bool, seed: int) -> None:
     try:
         mount.mount(xattrs=xattrs)
         run_state_machine_as_test(
-            hypothesis.seed(seed)(Machine), settings=machine_settings(12, 100, shrink=False)
+            hypothesis.seed(seed)(Machine), settings=machine_settings(6, 100, shrink=False)
         )
     finally:
         mount.close()
