@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import operator
 import os
 import re
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cryptfs.crypto.aead import PREFIX_SIZE, TAG_SIZE, InvalidTag, Xaes
@@ -391,30 +392,31 @@ def pending_records(path: str, codec: HeaderCodec) -> list[Record]:
     HeaderInvalid if a segment is damaged or missing between two others: segments are removed
     oldest first, so no power cut leaves a gap, and what follows one must not go over it.
     """
-    found: list[Record] = []
+    found: dict[bytes, list[tuple[int, Record]]] = {}
+    count = itertools.count()
     names = segments(path)
     if names and _number(names[-1]) - _number(names[0]) != len(names) - 1:
         raise HeaderInvalid("a segment of the journal is missing")
     for name in names:
         for item in read_segment(name, codec):
             if isinstance(item, Record):
-                found.append(item)
+                found.setdefault(item.object_id, []).append((next(count), item))
             else:
-                found = [record for record in found if record.object_id != item]
-    return found
+                found.pop(item, None)
+    return [record for _, record in sorted(itertools.chain(*found.values()), key=operator.itemgetter(0))]
 
 
-def superseded(header: Header, records: Iterable[Record], codec: HeaderCodec) -> bool:
+def superseded(header: Header, records: Sequence[Record], codec: HeaderCodec) -> bool:
     """Whether an object file with this header in place is newer than all these records of it.
 
     No crash leaves it so: as long as recovery would apply anything to an object, each of its headers
     stands in the journal before it stands in place. But a backup of a vault in use reads the journal at
     one time and the file later, when more was written to it: the records must not go over that.
     """
-    newest = 0
-    for record in records:
-        for offset, data in record.extents:
+    # Generations ascend in the journal: the last header is the newest.
+    for record in reversed(records):
+        for offset, data in reversed(record.extents):
             if offset in SLOT_OFFSETS and len(data) == SLOT_SIZE:
                 with contextlib.suppress(HeaderInvalid):
-                    newest = max(newest, codec.unpack(bytes(data)).generation)
-    return 0 < newest < header.generation
+                    return codec.unpack(bytes(data)).generation < header.generation
+    return False
