@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cryptfs.mount.control import Held
 
 _PR_SET_PDEATHSIG = 1
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -113,9 +114,16 @@ def _run(command: tuple[str, ...], held: Held | None) -> tuple[int, bool]:
 
     Signals that are meant to end us are passed on; our own death, too.
     """
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+    # A signal that comes before it can be passed on has to wait until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    try:
+        child = subprocess.Popen(command, preexec_fn=_in_child)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+        raise
     exits = os.pidfd_open(child.pid)
     with _passing_on(child):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         waiting = [exits] if held is None else [exits, held.fileno()]
         ready, _, _ = select.select(waiting, [], [])
         cut_short = exits not in ready
@@ -126,7 +134,8 @@ def _run(command: tuple[str, ...], held: Held | None) -> tuple[int, bool]:
     return (code if code >= 0 else 128 - code), cut_short
 
 
-def _die_with_parent() -> None:
+def _in_child() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
