@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _LONG_TEXT_MAX = 400
+CARRIERS_MAX = 2000
+"""So many entries are looked at for a lost header: a tree made for it would keep the mount busy for ever."""
 
 
 def eio() -> OSError:
@@ -246,14 +248,19 @@ class DirectoryCache:
         log.error("a directory has neither a valid header nor a copy of it")
         raise eio()
 
-    def _carried(self, fd: int, entries: list[bytes], depth: int = 0) -> Iterator[Header]:
-        """Headers that the files below a directory carry; a few files of each are enough."""
+    def _carried(
+        self, fd: int, entries: list[bytes], depth: int = 0, budget: Iterator[int] | None = None
+    ) -> Iterator[Header]:
+        """Headers that the files below a directory carry; a few files of each, and so many in all, do."""
+        budget = iter(range(CARRIERS_MAX)) if budget is None else budget
         for lname in entries[:50]:
+            if next(budget, None) is None:
+                return
             inner = os.open(lname, _OPEN_FILE, dir_fd=fd)
             try:
                 if stat.S_ISDIR(os.fstat(inner).st_mode):
                     if depth < CARRIED_MAX:
-                        yield from self._carried(inner, _entries(inner), depth + 1)
+                        yield from self._carried(inner, _entries(inner), depth + 1, budget)
                     continue
                 area = pread_all(inner, CARRIED_MAX * RECORD_SIZE, CARRIED_AT)
             finally:

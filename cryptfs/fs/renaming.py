@@ -9,6 +9,7 @@ the namespace lock, and the rename then looks again whether they are still so.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ from cryptfs.vault.vault import Vault
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+TRIES = 1000
+"""How often a rename waits for the disk because somebody wrote in between."""
+
+log = logging.getLogger(__name__)
 
 
 class _Wait(NamedTuple):
@@ -68,12 +73,15 @@ class Renamer:
         """As renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise error(errno.EINVAL)
-        while True:
+        for _ in range(TRIES):
             with self._lock:
                 wait = self._try(old_parent, old_name, new_parent, new_name, flags)
             if wait is None:
                 return
             self._do(wait)
+        # Two copies of one object have one id, and each keeps the other waiting for ever.
+        log.error("a rename cannot be made durable: two objects seem to be one")
+        raise error(errno.EIO)
 
     def _do(self, wait: _Wait) -> None:
         try:

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-from cryptfs.vault.diskio import fsync_path, pwrite_all, replace_file
+from cryptfs.vault.diskio import NotRegular, fsync_path, open_regular, pwrite_all, replace_file
 from cryptfs.vault.header import DIRECTORY, MAGIC, SLOT_SIZE, Header, HeaderCodec, HeaderInvalid
 
 RECORD_SIZE = 256
@@ -93,7 +93,7 @@ class DirLog:
         for header, _ in sorted(latest.values(), key=lambda item: item[1] != parent_id):
             yield header
 
-    def _records(self) -> Iterator[tuple[bytes, bytes]]:
+    def _records(self, again: bool = True) -> Iterator[tuple[bytes, bytes]]:
         """Every whole record: packed header and parent's object id."""
         try:
             names = sorted(name for name in os.listdir(self._path) if name.endswith(".log"))
@@ -101,10 +101,13 @@ class DirLog:
             return
         for name in names:
             try:
-                log = open(f"{self._path}/{name}", "rb")
-            except FileNotFoundError:  # it has just been brought together with others in a new one
-                yield from self._records()
+                log = open(open_regular(f"{self._path}/{name}"), "rb")
+            except FileNotFoundError:
+                if again:  # it has just been brought together with others in a new one
+                    yield from self._records(again=False)
                 return
+            except NotRegular:
+                continue
             with log:
                 while len(record := log.read(RECORD_SIZE)) == RECORD_SIZE:
                     yield record[:SLOT_SIZE], record[SLOT_SIZE : SLOT_SIZE + 16]

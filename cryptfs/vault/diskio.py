@@ -9,10 +9,33 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 
 from cryptfs.vault.names import TEMP_PREFIX
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NotRegular(OSError):
+    """Something else lies where an ordinary file must be."""
+
+
+def open_regular(path: str | bytes | os.PathLike[str]) -> int:
+    """A descriptor for reading a file that must be an ordinary one.
+
+    Anything else that somebody put there (a link, a pipe, on which an open would wait for ever) raises
+    NotRegular.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegular(error.errno, error.strerror) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotRegular(errno.EINVAL, os.strerror(errno.EINVAL))
+    return fd
 
 
 def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

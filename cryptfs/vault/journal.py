@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cryptfs.crypto.aead import PREFIX_SIZE, TAG_SIZE, InvalidTag, Xaes
-from cryptfs.vault.diskio import fsync_path, pread_all, pwrite_all
+from cryptfs.vault.diskio import NotRegular, fsync_path, open_regular, pread_all, pwrite_all
 from cryptfs.vault.header import (
     AREA_SIZE,
     READ_SIZE,
@@ -358,7 +358,11 @@ def read_segment(name: str, codec: HeaderCodec) -> Iterator[Record | bytes]:
     Nothing is yielded when the segment's header never became durable, or when the segment has
     been renamed: its records are bound to its number. Raises HeaderInvalid when it is damaged.
     """
-    with open(name, "rb", buffering=0) as file:
+    try:
+        opened = open_regular(name)
+    except NotRegular:
+        raise HeaderInvalid("not a journal segment") from None
+    with open(opened, "rb", buffering=0) as file:
         fd = file.fileno()
         try:
             header, _ = codec.read(pread_all(fd, READ_SIZE, 0))

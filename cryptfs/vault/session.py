@@ -12,7 +12,7 @@ import msgspec
 from cryptfs.crypto.aead import InvalidTag, open_sealed, seal
 from cryptfs.crypto.derive import expand
 from cryptfs.errors import IntegrityError
-from cryptfs.vault.diskio import replace_file
+from cryptfs.vault.diskio import NotRegular, open_regular, replace_file
 from cryptfs.vault.header import Header, KeyringLike
 
 STATE_NAME = "state"
@@ -58,10 +58,12 @@ class SessionState:
 
     def _load(self) -> None:
         try:
-            with open(f"{self._directory}/{STATE_NAME}", "rb") as file:
+            with open(open_regular(f"{self._directory}/{STATE_NAME}"), "rb") as file:
                 data = file.read(1 << 20)
         except FileNotFoundError:
             return
+        except NotRegular:
+            data = b""
         state = self._decode(data)
         self.unclean = {int(item.session, 16): item.phase for item in state.unclean}
         self.last = int(state.session, 16)

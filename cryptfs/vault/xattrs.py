@@ -12,7 +12,7 @@ import msgspec
 from cryptfs.crypto.aead import InvalidTag, open_sealed, seal
 from cryptfs.crypto.derive import expand
 from cryptfs.errors import IntegrityError
-from cryptfs.vault.diskio import fsync_path, replace_file
+from cryptfs.vault.diskio import NotRegular, fsync_path, open_regular, replace_file
 
 _LABEL = b"cryptfs v1 xattr"
 _MAX_FILE = 1 << 22
@@ -34,11 +34,11 @@ class XattrStore:
         """All attributes of an object; IntegrityError if the file is gone or does not authenticate."""
         folder, name = self._place(object_id)
         try:
-            with open(f"{folder}/{name}", "rb") as file:
+            with open(open_regular(f"{folder}/{name}"), "rb") as file:
                 data = file.read(_MAX_FILE)
             text = open_sealed(_key(object_key), data, _LABEL + object_id)
             decoded = msgspec.json.decode(text, type=dict[str, bytes])
-        except (FileNotFoundError, InvalidTag, msgspec.MsgspecError, ValueError, RecursionError):
+        except (FileNotFoundError, NotRegular, InvalidTag, msgspec.MsgspecError, ValueError, RecursionError):
             raise IntegrityError("extended attributes are damaged or missing") from None
         return {urllib.parse.unquote_to_bytes(key): value for key, value in decoded.items()}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from cryptfs.fs import renaming
 from cryptfs.fs.types import SetAttr
 from tests.fs.support import ME, close_fs, get, make_vault, open_fs, put
 
@@ -127,4 +129,19 @@ def test_an_inode_with_several_names_is_found_at_whichever_is_left(vault: Path) 
     assert fs.setattr(ino, SetAttr(mtime_ns=8)).nlink == 1
     assert fs.lookup(1, b"b").mtime_ns == 8
     assert get(fs, 1, b"b") == b"data"
+    close_fs(fs)
+
+
+def test_a_rename_that_never_comes_to_rest_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between two copies of one object, which have one id in the journal."""
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    put(fs, 1, b"file", b"content")
+    monkeypatch.setattr(renaming.Renamer, "_try", lambda *_: renaming._Wait(False, [], []))
+    with pytest.raises(OSError) as refused:
+        fs.rename(1, b"file", 1, b"other")
+    assert refused.value.errno == errno.EIO
+    monkeypatch.undo()
+    assert get(fs, 1, b"file") == b"content"
     close_fs(fs)
