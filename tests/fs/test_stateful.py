@@ -346,7 +346,7 @@ def test_filesystem_behaves_as_a_plain_directory(xattrs: bool, indexed: bool, se
         (FsMachine,),
         {"xattrs": xattrs, "indexed": indexed, "options": FsOptions(xattrs=xattrs)},
     )
-    settings = machine_settings(30 if indexed else 60, 100)
+    settings = machine_settings(20 if indexed else 35, 100)
     run_state_machine_as_test(hypothesis.seed(seed)(machine), settings=settings)
 
 
