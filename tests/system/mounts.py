@@ -102,6 +102,8 @@ class CryptfsMount:
     """A vault and its mountpoint, driven only through `python -m cryptfs`."""
 
     encrypted = True
+    studies = True
+    """Whether the mount looks into new files for patients and studies, in its own time."""
 
     def __init__(self, base: Path):
         self.base = base
@@ -149,6 +151,7 @@ class CryptfsMount:
             self.init()
         self._options = ["--owner", owner] if owner else ["--allow-other"]
         self._options += ["--read-only"] * read_only + ["--xattrs"] * xattrs + ["--log", str(self.log)]
+        self._options += ["--no-studies"] * (not self.studies)
         self._mount("--passphrase-file", self.passphrase_file)
         if new and not owner:
             self.path.chmod(0o755)  # a new vault is its owner's alone
