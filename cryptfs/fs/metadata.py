@@ -3,7 +3,7 @@
 A directory is *complete* when every entry it has is recorded, and recorded as it is. That is so once it was
 compared in this session (`comparison`), or was made in it; then, while this mount is the only writer, lookup,
 getattr and readdir are answered from the records alone. In any other directory nothing is believed: entries
-are looked up in the ciphertext, and recorded.
+are looked up in the ciphertext, and recorded only while it is being compared.
 
 What keeps complete directories right: every change of a name rewrites the record at once. A file that is in
 use answers for itself; its record is rewritten when it is closed. The attributes of a directory are kept in

@@ -81,6 +81,12 @@ class DirLog:
 
     def candidates(self, parent_id: bytes | None = None) -> Iterator[Header]:
         """Valid recorded headers, the last of each object, those below `parent_id` first."""
+        latest = self._latest()
+        for header, _ in sorted(latest.values(), key=lambda item: item[1] != parent_id):
+            yield header
+
+    def _latest(self, pause: Callable[[], None] = lambda: None) -> dict[bytes, tuple[Header, bytes]]:
+        """The valid header with the highest generation of each directory, and its parent's object id."""
         latest: dict[bytes, tuple[Header, bytes]] = {}
         for slot, parent in self._records():
             try:
@@ -90,11 +96,15 @@ class DirLog:
             known = latest.get(header.object_id)
             if header.kind == DIRECTORY and (known is None or known[0].generation <= header.generation):
                 latest[header.object_id] = header, parent
-        for header, _ in sorted(latest.values(), key=lambda item: item[1] != parent_id):
-            yield header
+            pause()
+        return latest
 
-    def _records(self, again: bool = True) -> Iterator[tuple[bytes, bytes]]:
-        """Every whole record: packed header and parent's object id."""
+    def _records(self, again: int = 8) -> Iterator[tuple[bytes, bytes]]:
+        """Every whole record: packed header and parent's object id.
+
+        Begins `again` so many times when a log goes while it is read: then it has been brought together
+        with others in a new one.
+        """
         try:
             names = sorted(name for name in os.listdir(self._path) if name.endswith(".log"))
         except FileNotFoundError:
@@ -103,8 +113,9 @@ class DirLog:
             try:
                 log = open(open_regular(f"{self._path}/{name}"), "rb")
             except FileNotFoundError:
-                if again:  # it has just been brought together with others in a new one
-                    yield from self._records(again=False)
+                if not again:
+                    continue
+                yield from self._records(again - 1)
                 return
             except NotRegular:
                 continue
@@ -147,16 +158,7 @@ class DirLog:
                 self._name = f"{os.urandom(8).hex()}.log"
                 self.synced = self._appended
             names = [name for name in os.listdir(self._path) if name.endswith(".log")]
-        latest: dict[bytes, tuple[Header, bytes]] = {}
-        for slot, parent in self._records():
-            try:
-                header = self._codec.unpack(slot)
-            except HeaderInvalid:
-                continue
-            known = latest.get(header.object_id)
-            if header.kind == DIRECTORY and (known is None or known[0].generation <= header.generation):
-                latest[header.object_id] = header, parent
-            pause()
+        latest = self._latest(pause)
         records = []
         for header, parent in latest.values():
             header.epoch = self._codec.current_epoch
