@@ -7,7 +7,9 @@ returns, or raises one of the errors that its callers expect.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,7 @@ _KEY, _ID = b"k" * 32, b"i" * 16
 _codec = HeaderCodec(VAULT_ID, FakeKeyring())
 _names = NameCipher(_KEY, _ID)
 _folder = Path(tempfile.mkdtemp(prefix="cryptfs-fuzz-"))
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 
 def _header(kind: int) -> Header:
