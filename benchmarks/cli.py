@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import machine, report, runner
 from benchmarks.backing import working_directory
 from benchmarks.errors import BenchmarkError
+from benchmarks.floor import Floor
 from benchmarks.systems import SYSTEMS, Plain
 from benchmarks.workloads import WORKLOADS
 
@@ -103,7 +104,8 @@ def add_common_options(parser: argparse.ArgumentParser, backing: str) -> None:
 def _run(options: argparse.Namespace) -> None:
     if os.geteuid() != 0:
         raise BenchmarkError("Run the benchmarks as root: only root may drop the kernel's caches.")
-    names = choose(options.systems, SYSTEMS, "system")
+    known = SYSTEMS | {Floor.name: Floor} if options.systems else SYSTEMS  # unless named, it is no system
+    names = choose(options.systems, known, "system")
     plan = runner.Plan(
         workloads=[WORKLOADS[name] for name in choose(options.only, WORKLOADS, "workload")],
         rounds=options.rounds or (1 if options.quick else 3),
@@ -112,7 +114,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     cold = "remount and drop caches" if plan.remount else "drop caches"
     with working_directory(options.backing) as working:
-        systems = [SYSTEMS[name](working) for name in names]
+        systems = [known[name](working) for name in names]
         facts = about("benchmarks", options, systems, working)
         facts |= {"rounds": plan.rounds, "scale": plan.scale, "cold": cold}
         samples = runner.run(plan, systems, say)

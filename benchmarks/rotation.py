@@ -3,6 +3,9 @@
 `python3 -m benchmarks.rotation`: a vault of small files is rewrapped without a mount, with the second reading
 that ends a rotation. Then a vault is mounted, and images are stored in it in turns: some seconds alone, some
 seconds while a rotation runs. Each turn's rate is compared with that of the turn before it.
+
+With `--reencrypt`: images of 526 KB and small files are re-encrypted without a mount, and the ciphertext is
+copied with `cp -a` and synced, for comparison.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from benchmarks import cli, machine
 from benchmarks.backing import working_directory
 from benchmarks.errors import BenchmarkError
 from cryptfs.fs import FileSystem, FsOptions
+from cryptfs.fs.reencrypt import Reencrypt
 from cryptfs.fs.rewrap import Rewrap
 from cryptfs.fs.throttle import Throttle
 from cryptfs.fs.types import Owner
@@ -40,6 +44,8 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=20_000, metavar="N", help="to rewrap (default 20000)")
     parser.add_argument("--rounds", type=int, default=4, metavar="N", help="pairs of turns (default 4)")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="a turn (default 5)")
+    parser.add_argument("--reencrypt", action="store_true", help="measure rotate --reencrypt instead")
+    parser.add_argument("--images", type=int, default=1000, metavar="N", help="for that (default 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures")
     options = parser.parse_args()
     return cli.guarded(lambda: _run(options))
@@ -48,10 +54,14 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> None:
     with working_directory(options.backing) as working:
         facts = machine.facts(working)
-        cli.say("rewrapping without a mount")
-        figures = _alone(working / "alone", options.files)
-        cli.say("storing images, with and without a rotation")
-        figures |= _mounted(working / "mounted", options.files, options.rounds, options.seconds)
+        if options.reencrypt:
+            cli.say("re-encrypting without a mount")
+            figures = _reencrypt(working / "alone", options.images, options.files)
+        else:
+            cli.say("rewrapping without a mount")
+            figures = _alone(working / "alone", options.files)
+            cli.say("storing images, with and without a rotation")
+            figures |= _mounted(working / "mounted", options.files, options.rounds, options.seconds)
     print(
         f"{facts['kernel']}, {facts['cores']} cores ({facts['processor']}), "
         f"backing {facts['backing_file_system']}, load before {facts['load_average_before']:.2f}\n"
@@ -79,13 +89,51 @@ def _alone(path: Path, files: int) -> dict[str, float]:
     return {"rewrapped, files/s": files / wall, "rewrapped, files per CPU second": files / cpu}
 
 
-def _fill(fs: FileSystem, files: int) -> None:
+def _reencrypt(path: Path, images: int, files: int) -> dict[str, float]:
+    path.mkdir()
+    keyring, vault = Keyring.new(), path / "vault"
+    vault.mkdir()
+    create_tree(vault, VAULT_ID, keyring, backup_group=False, mode=0o755, uid=0, gid=0)
+    for content, count in ((os.urandom(IMAGE), images), (b"small image", files)):
+        fs = FileSystem(Vault(vault, VAULT_ID, keyring), FsOptions())
+        _fill(fs, count, f"of {len(content)} bytes ", content)
+        fs.close()
+        size = sum(place.stat().st_size for place in (vault / "tree").rglob("*") if place.is_file())
+        subprocess.run(["sync", "-f", vault], check=True)
+        begin = time.perf_counter()
+        subprocess.run(["cp", "-a", vault / "tree", path / "copy"], check=True)
+        subprocess.run(["sync", "-f", path / "copy"], check=True)
+        copied = time.perf_counter() - begin
+        subprocess.run(["rm", "-r", path / "copy"], check=True)
+        keyring = keyring.with_current_only().with_new_epoch()
+        fs = FileSystem(Vault(vault, VAULT_ID, keyring), FsOptions())
+        begin, used = time.perf_counter(), _cpu()
+        if not Reencrypt(fs, Throttle()).renew():
+            raise BenchmarkError("The re-encryption found damage.")
+        wall, cpu = time.perf_counter() - begin, _cpu() - used
+        fs.close()
+        if content != b"small image":
+            figures = {
+                "re-encrypted, MB/s": size / 1e6 / wall,
+                "re-encrypted, MB per CPU second": size / 1e6 / cpu,
+                "copied with cp and sync, MB/s": size / 1e6 / copied,
+                "ratio": copied / wall,
+            }
+        else:
+            figures |= {
+                "small files re-encrypted, files/s": (images + files) / wall,
+                "small files copied with cp and sync, files/s": (images + files) / copied,
+            }
+    return figures
+
+
+def _fill(fs: FileSystem, files: int, folders: str = "study ", content: bytes = b"small image") -> None:
     owner = Owner(0, 0)
     for number in range(files):
         if number % PER_FOLDER == 0:
-            folder = fs.mkdir(1, f"study {number // PER_FOLDER}".encode(), 0o755, owner).ino
+            folder = fs.mkdir(1, f"{folders}{number // PER_FOLDER}".encode(), 0o755, owner).ino
         handle, attr = fs.create(folder, f"{number}.dcm".encode(), 0o644, owner, os.O_RDWR)
-        fs.write(handle, 0, b"small image")
+        fs.write(handle, 0, content)
         fs.release(handle)
         fs.forget(attr.ino, 1)
 

@@ -20,7 +20,7 @@ SHORTEST_LIFE = 60
 class Sample(NamedTuple):
     at: float
     life: int
-    memory: float  # MiB, VmRSS
+    memory: float  # MiB, RssAnon: the pages of mapped files are the kernel's cache
     files: int
 
 
@@ -51,7 +51,7 @@ class Watch:
             try:
                 status = (process / "status").read_text()
                 files = len(list((process / "fd").iterdir()))
-                memory = next(int(line.split()[1]) for line in status.splitlines() if line[:6] == "VmRSS:")
+                memory = next(int(line.split()[1]) for line in status.splitlines() if line[:8] == "RssAnon:")
             except (OSError, StopIteration):
                 continue  # killed just now
             self.samples.append(Sample(time.monotonic() - self._began, self._life, memory / 1024, files))
