@@ -1,6 +1,7 @@
-"""What the whole test suite shares: the order of the tests, and one seed for all that is random.
+"""What the whole test suite shares: the order of the tests, their surroundings, and one seed for all chance.
 
-The seed is printed in the header of every run; `CRYPTFS_TEST_SEED=N pytest …` repeats a run.
+Every run makes the same choices. `CRYPTFS_TEST_SEED=N pytest …` makes others, `CRYPTFS_TEST_SEED=new` such as
+nobody made before; the header of the run names the number that repeats it.
 """
 
 from __future__ import annotations
@@ -13,21 +14,41 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-SEED = int(os.environ.get("CRYPTFS_TEST_SEED", random.SystemRandom().randrange(2**32)))
+_asked_for = os.environ.get("CRYPTFS_TEST_SEED", "")
+SEED = random.SystemRandom().randrange(2**32) if _asked_for == "new" else int(_asked_for or 1895)
+if _asked_for:
+    os.environ["CRYPTFS_TEST_SEED"] = str(SEED)  # for the processes that pytest-xdist starts
+
+# No test depends on how fast it is, nor on what an earlier run found.
+settings.register_profile(
+    "cryptfs", deadline=None, database=None, derandomize=not _asked_for, print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+settings.load_profile("cryptfs")
+
+_FOLDERS = ("CRYPTFS_STATE_DIR", "CRYPTFS_RUNTIME_DIR")
 
 
 def pytest_configure() -> None:
     """SIGTERM ends a run as Ctrl-C does: with every mount, server and namespace taken away.
 
-    What mounts remember of their vaults goes to a folder of this run.
+    What mounts remember and tell of themselves goes to folders of this run, and what the user who runs it has
+    set up does not count.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.environ["CRYPTFS_STATE_DIR"] = tempfile.mkdtemp(prefix="cryptfs-state-")
+    for name in _FOLDERS:
+        os.environ[name] = tempfile.mkdtemp(prefix="cryptfs-run-")
+    for name in ("CRYPTFS_DEBUG", "CRYPTFS_TPM_DEVICE", "CRYPTFS_TEST_TPM", "NOTIFY_SOCKET"):
+        os.environ.pop(name, None)
+    os.environ |= {"LC_ALL": "C.UTF-8", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    os.umask(0o022)
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ.pop("CRYPTFS_STATE_DIR"), ignore_errors=True)
+    for name in _FOLDERS:
+        shutil.rmtree(os.environ.pop(name), ignore_errors=True)
 
 
 def pytest_report_header() -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from cryptfs.check import snapshot
 from cryptfs.check.copies import Copies
+from cryptfs.check.host import Host
+from cryptfs.check.hostindex import HostIndex
 from cryptfs.check.throttle import Throttle
 from cryptfs.errors import NotAVault
 from cryptfs.vault.header import Header, HeaderCodec
@@ -55,6 +57,10 @@ class Context:
     """The keyring as it is on the disk now, if it can still be opened."""
     proves: Callable[[bytes], bool] = lambda text: True
     """Whether a configuration's text is authentic under the keys that opened the vault."""
+    host: Host | None = None
+    """What this host remembers of the vault, if it is to be compared. Closed with the context."""
+    index: HostIndex | None = None
+    """Its metadata index, likewise."""
 
     def __post_init__(self) -> None:
         self.codec = HeaderCodec(self.vault_id, self.keyring)
@@ -111,7 +117,17 @@ class Context:
     def suspects(self, header: Header) -> bool:
         return self.snapshot.suspects(header)
 
+    def remembered(self) -> dict[str, str]:
+        """What this host remembers and was compared, for reports."""
+        return {
+            **({} if self.host is None else {"witness": self.host.status}),
+            **({} if self.index is None else {"index": self.index.status}),
+        }
+
     def close(self) -> None:
+        for one in (self.host, self.index):
+            if one is not None:
+                one.close()
         if self.tree_fd >= 0:
             os.close(self.tree_fd)
             self.tree_fd = -1

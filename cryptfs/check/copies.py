@@ -56,7 +56,7 @@ class Copies:
                 self.records += 1
                 bad += not self._take(record)
         except OSError as problem:
-            self.findings.append(Finding(Kind.UNREADABLE, place, detail=problem.strerror or ""))
+            self.findings.append(Finding.of_error(place, problem))
         finally:
             os.close(fd)
         if bad:

@@ -21,9 +21,11 @@ from cryptfs.vault.header import DIRECTORY, READ_SIZE, Header
 from cryptfs.vault.names import (
     DIR_HEADER,
     LONG_SUFFIX,
+    OLD_HEADER,
     TEMP_PREFIX,
     NameCipher,
     NameInvalid,
+    TwoKeys,
     is_entry,
     is_long,
     long_entry,
@@ -41,6 +43,8 @@ class DirectoryLook(Look):
     """A directory as it was seen; `header` is the one it opens with, `slot` -1 if not its own."""
 
     header: Header | None = None
+    former: Header | None = None
+    """The header that it had before its key was replaced, in a vault that is being re-encrypted."""
     slot: int = 0
     epochs: tuple[int, ...] = ()
     files: list[bytes] = field(default_factory=list)
@@ -49,7 +53,11 @@ class DirectoryLook(Look):
     @property
     def names(self) -> NameCipher | None:
         """For the names in it; None if its key is lost."""
-        return None if self.header is None else NameCipher(self.header.key, self.header.object_id)
+        if self.header is None:
+            return None
+        if self.former is not None:
+            return TwoKeys(self.header.key, self.former.key, self.header.object_id)
+        return NameCipher(self.header.key, self.header.object_id)
 
 
 def look_at(context: Context, place: Place, fd: int, parent_id: bytes | None) -> DirectoryLook:
@@ -57,11 +65,13 @@ def look_at(context: Context, place: Place, fd: int, parent_id: bytes | None) ->
     look = DirectoryLook()
     before = signature_of(os.fstat(fd))
     own = _read_header(context, place, fd, look)
-    _list(place, fd, look)
+    _list(context, place, fd, look)
     if own is None:
         _find_header(context, place, fd, parent_id, look)
     if look.header is not None:
-        problem = attributes.check(context, look.header, place.path())
+        if look.former is not None and not _is_former(look.former, look.header):
+            look.former = None
+        problem = attributes.check(context, look.header, place.path(), look.former)
         if problem is not None:
             look.findings.append(problem)
     after = signature_of(os.fstat(fd))
@@ -88,7 +98,7 @@ def _read_header(context: Context, place: Place, fd: int, look: DirectoryLook) -
     try:
         slots = judge(pread_all(file, READ_SIZE, 0), context.codec, context.keyring)
     except OSError as problem:
-        look.findings.append(Finding(Kind.UNREADABLE, path, detail=problem.strerror or ""))
+        look.findings.append(Finding.of_error(path, problem))
         return None
     finally:
         os.close(file)
@@ -101,7 +111,29 @@ def _read_header(context: Context, place: Place, fd: int, look: DirectoryLook) -
     return header
 
 
-def _list(place: Place, fd: int, look: DirectoryLook) -> None:
+def _is_former(former: Header, header: Header) -> bool:
+    """Whether what stands in `@old` is another key of the same directory."""
+    return former.object_id == header.object_id and former.key != header.key
+
+
+def former_header(context: Context, fd: int) -> Header | None:
+    """What stands in `@old`, if that is the header of a directory."""
+    try:
+        if not stat.S_ISREG(os.stat(OLD_HEADER, dir_fd=fd, follow_symlinks=False).st_mode):
+            return None
+        file = os.open(OLD_HEADER, OPEN_FILE, dir_fd=fd)
+    except OSError:
+        return None
+    try:
+        header = judge(pread_all(file, READ_SIZE, 0), context.codec, context.keyring).header
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return header if header is not None and header.kind == DIRECTORY else None
+
+
+def _list(context: Context, place: Place, fd: int, look: DirectoryLook) -> None:
     """Tell the entries apart, by the table of format section 2."""
     sidecars: list[bytes] = []
     entries: set[bytes] = set()
@@ -120,6 +152,10 @@ def _list(place: Place, fd: int, look: DirectoryLook) -> None:
                 sidecars.append(lname)
             elif lname.startswith(TEMP_PREFIX):
                 look.findings.append(Finding(Kind.LEFTOVER, place.path(lname)))
+            elif lname == OLD_HEADER:
+                look.former = former_header(context, fd)
+                if look.former is None and not _gone(fd, lname):
+                    look.findings.append(Finding(Kind.HEADER_SLOT, place.path(lname)))
             elif lname != DIR_HEADER:
                 look.findings.append(Finding(Kind.FOREIGN, place.path(lname)))
     look.files.sort()
@@ -143,6 +179,12 @@ def _find_header(
     """The directory has no valid `@dir`: what opens it instead, or why nothing has to."""
     path = place.path()
     entries = look.files + look.directories
+    former = look.former
+    if former is not None:
+        found = [one for one in context.copies().candidates(parent_id) if one.object_id == former.object_id]
+        look.header, look.slot = (found or [former])[0], -1
+        look.findings.append(Finding(Kind.DIRECTORY_HEADER, path, former.object_id))
+        return
     if not entries:
         remnant = bool(context.snapshot.unclean) and place.parent is not None
         look.findings.append(Finding(Kind.REMNANT if remnant else Kind.DIRECTORY_LOST, path))
@@ -242,4 +284,4 @@ def check_name(place: Place, fd: int, names: NameCipher, lname: bytes) -> Findin
         lost = is_long(lname) and long_text(fd, lname) is None
         return Finding(Kind.LONG_NAME if lost else Kind.NAME, place.path(lname))
     except OSError as problem:
-        return Finding(Kind.UNREADABLE, place.path(lname + LONG_SUFFIX), detail=problem.strerror or "")
+        return Finding.of_error(place.path(lname + LONG_SUFFIX), problem)

@@ -13,10 +13,13 @@ from cryptfs.check import batch as batches
 from cryptfs.check.batch import Batch
 from cryptfs.check.content import ContentChecker
 from cryptfs.check.context import Context
+from cryptfs.check.directory import look_at
 from cryptfs.check.finding import Finding
+from cryptfs.check.host import Doubt, Undecided
 from cryptfs.check.objects import Reader
 from cryptfs.check.tally import Tally
 from cryptfs.check.walk import Position, Visit, Walk
+from cryptfs.vault.header import Header
 
 _WAIT = 0.2
 
@@ -99,6 +102,7 @@ class Engine:
         """The entries of a directory, in order; its own findings go with the first."""
         look, place = visit.look, visit.place
         files, directories, tally = look.files, look.directories, Tally()
+        own = None if look.header is None else look.header.object_id
         if self._after is not None and (here := place.components()) == self._after[0][: len(here)]:
             # An earlier check was done with the directory itself, and with some or all of its files.
             whole = len(here) < len(self._after[0])
@@ -110,15 +114,35 @@ class Engine:
             tally.counts["directories"] += 1
             tally.epochs.update(look.epochs)
             tally.add(look.findings)
+            tally.add(self._compare(visit))
             if look.header is not None:
                 number = int.from_bytes(look.header.object_id[:8], "little")
                 tally.objects.extend((number, os.fstat(visit.fd).st_ino, 1))
         for at in range(0, max(1, len(files)), batches.SIZE):
             yield Batch(
                 place, os.dup(visit.fd), visit.parent_id, look.names, files[at : at + batches.SIZE],
-                directories if at == 0 else [], self._content, tally,
+                directories if at == 0 else [], self._content, own, tally,
             )  # fmt: skip
             tally = Tally()
+
+    def _compare(self, visit: Visit) -> Iterator[Finding]:
+        """The directory itself, and what is missing in it, with what this host remembers."""
+        context, header, host = self.context, visit.look.header, self.context.host
+        if host is None or header is None:
+            return
+
+        def again() -> Header | None:
+            seen = look_at(context, visit.place, visit.fd, visit.parent_id).header
+            if seen is None:
+                raise Undecided
+            return seen
+
+        doubts = host.missing(visit)
+        if visit.place.parent is None:
+            doubts += host.root(header, again)
+        elif visit.parent_id is not None and host.differs(visit.parent_id, visit.place.lname, header):
+            doubts.append(Doubt(visit.parent_id, visit.place.lname, visit.place.path(), header, again))
+        yield from host.believed(context, doubts)
 
     def _put(self, batch: Batch) -> None:
         with self._lock:

@@ -12,6 +12,10 @@ class Severity(enum.Enum):
 
     DAMAGE = "damage"
     """Something that no writer made, or that the disk does not give back."""
+    ROLLBACK = "rollback"
+    """It is authentic, and not what this host saw there before."""
+    INDEX = "index"
+    """What this host keeps of the vault is wrong; the vault is not."""
     UNCHECKED = "unchecked"
     """Something could not be looked at."""
     NOTICE = "notice"
@@ -39,6 +43,12 @@ class Kind(enum.Enum):
     STATE = "state"
     COPIES = "header-copies"
     UNREADABLE = "unreadable"
+    # What this host remembers.
+    REPLACED = "replaced"
+    OLDER = "older"
+    MISSING = "missing"
+    OLDER_VAULT = "older-vault"
+    INDEX_WRONG = "index-wrong"
     # Not checked.
     BUSY = "busy"
     DENIED = "denied"
@@ -56,6 +66,10 @@ class Kind(enum.Enum):
     def severity(self) -> Severity:
         if self in _UNCHECKED:
             return Severity.UNCHECKED
+        if self in _ROLLBACK:
+            return Severity.ROLLBACK
+        if self is Kind.INDEX_WRONG:
+            return Severity.INDEX
         return Severity.NOTICE if self in _NOTICES else Severity.DAMAGE
 
     @property
@@ -65,6 +79,7 @@ class Kind(enum.Enum):
 
 
 _UNCHECKED = {Kind.BUSY, Kind.DENIED}
+_ROLLBACK = {Kind.REPLACED, Kind.OLDER, Kind.MISSING, Kind.OLDER_VAULT}
 _NOTICES = {
     Kind.UNSYNCED,
     Kind.REMNANT,
@@ -94,6 +109,11 @@ _SENTENCES = {
     Kind.STATE: "the record of the last session is damaged: the vault does not mount",
     Kind.COPIES: "a copy of a directory's header is damaged",
     Kind.UNREADABLE: "the disk does not give back what was stored",
+    Kind.REPLACED: "another object stands there than this computer last saw: a mount refuses it",
+    Kind.OLDER: "it is an older version than this computer last saw: a mount refuses it",
+    Kind.MISSING: "this computer saw it there, and it is gone",
+    Kind.OLDER_VAULT: "the vault as a whole is not as this computer last saw it",
+    Kind.INDEX_WRONG: "the metadata index of this computer is wrong: cryptfs index rebuild makes it anew",
     Kind.BUSY: "it changed each time it was looked at",
     Kind.DENIED: "the system does not let this user read it",
     Kind.UNSYNCED: "a file that was never synced was cut by a power failure or a kill: it is shown so far",
@@ -123,6 +143,12 @@ class Finding:
     ranges: tuple[tuple[int, int], ...] = ()
     size: int | None = None
     facts: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of_error(cls, place: bytes, problem: OSError, object_id: bytes | None = None) -> Finding:
+        """Something that the system does not give out."""
+        kind = Kind.DENIED if isinstance(problem, PermissionError) else Kind.UNREADABLE
+        return cls(kind, place, object_id, problem.strerror or "")
 
     @property
     def severity(self) -> Severity:

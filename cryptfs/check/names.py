@@ -12,7 +12,15 @@ from cryptfs.check.directory import OPEN_DIR, DirectoryLook, look_at, plain_name
 from cryptfs.check.place import Place
 from cryptfs.check.walk import Visit, Walk
 from cryptfs.errors import UsageError
-from cryptfs.vault.names import DIR_HEADER, LONG_SUFFIX, NAME_MAX, NameInvalid, is_entry, long_entry
+from cryptfs.vault.names import (
+    DIR_HEADER,
+    LONG_SUFFIX,
+    NAME_MAX,
+    NameInvalid,
+    TwoKeys,
+    is_entry,
+    long_entry,
+)
 
 
 class Part:
@@ -28,8 +36,9 @@ class Part:
         """What the engine has to do; takes the descriptor over."""
         if self.lname is None:
             return Walking(context, self)
-        names = look_at(context, self.place, self.fd, self.parent_id).names
-        return [Batch(self.place, self.fd, self.parent_id, names, [self.lname])]
+        look = look_at(context, self.place, self.fd, self.parent_id)
+        own = None if look.header is None else look.header.object_id
+        return [Batch(self.place, self.fd, self.parent_id, look.names, [self.lname], directory_id=own)]
 
 
 class Walking:
@@ -79,8 +88,13 @@ def find(context: Context, path: bytes, *, ciphertext: bool) -> Part:
 def _entry(look: DirectoryLook, name: bytes) -> bytes | None:
     if look.names is None or len(name) > NAME_MAX or name == b"..":
         return None
-    text = look.names.encrypt(name)
-    return text if len(text) <= NAME_MAX else long_entry(text)
+    ciphers = [look.names, look.names.former] if isinstance(look.names, TwoKeys) else [look.names]
+    found: list[bytes] = []
+    for cipher in ciphers:
+        text = cipher.encrypt(name)
+        found.append(text if len(text) <= NAME_MAX else long_entry(text))
+    there = {*look.files, *look.directories}
+    return next((lname for lname in found if lname in there), found[0])
 
 
 def plain_path(context: Context, place: bytes) -> bytes | None:

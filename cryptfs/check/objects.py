@@ -35,6 +35,8 @@ class ObjectLook(Look):
     """An object file as it was seen."""
 
     header: Header | None = None
+    status: os.stat_result | None = None
+    """Of its ciphertext, if that did not change while it was looked at."""
     ino: int = 0
     nlink: int = 0
     epochs: tuple[int, ...] = ()
@@ -67,11 +69,8 @@ class Reader:
         except FileNotFoundError:
             look.gone = True
             return look
-        except PermissionError as problem:
-            look.findings.append(Finding(Kind.DENIED, place, detail=problem.strerror or ""))
-            return look
         except OSError as problem:
-            look.findings.append(Finding(Kind.UNREADABLE, place, detail=problem.strerror or ""))
+            look.findings.append(Finding.of_error(place, problem))
             return look
         try:
             before = os.fstat(file)
@@ -79,11 +78,12 @@ class Reader:
             try:
                 self._read(look, file, before, place, content)
             except OSError as problem:
-                look.findings.append(Finding(Kind.UNREADABLE, place, detail=problem.strerror or ""))
-            snapshot = self.context.snapshot
+                look.findings.append(Finding.of_error(place, problem))
+            snapshot, after = self.context.snapshot, os.fstat(file)
+            look.status = before if signature_of(before) == signature_of(after) else None
             look.signature = (
                 signature_of(before),
-                signature_of(os.fstat(file)),
+                signature_of(after),
                 snapshot.unclean,
                 look.header and snapshot.fingerprint(look.header.object_id),
             )

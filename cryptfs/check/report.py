@@ -11,6 +11,8 @@ from cryptfs.check.tally import Tally
 VERDICTS = {
     "clean": "no damage was found",
     "damaged": "DAMAGE WAS FOUND",
+    "rolled-back": "NOT WHAT THIS COMPUTER LAST SAW THERE",
+    "index-wrong": "no damage was found, but the index of this computer is wrong",
     "incomplete": "NOT ALL COULD BE CHECKED",
 }
 
@@ -33,14 +35,20 @@ class Report:
     bytes_read: int
     names: dict[bytes, bytes] = field(default_factory=dict)
     """Plaintext paths by place, where they were asked for."""
+    remembered: dict[str, str] = field(default_factory=dict)
+    """What this host remembers and was compared: `witness`, `index`; "compared", or why not."""
     repair: dict[str, Any] | None = None
     """What a repair did, or would do; the findings are then those that are left."""
 
     @property
     def verdict(self) -> str:
-        """`clean`, `damaged` or `incomplete`."""
+        """`clean`, `damaged`, `rolled-back`, `index-wrong` or `incomplete`: the first that is so."""
         if self.tally.number(Severity.DAMAGE):
             return "damaged"
+        if self.tally.number(Severity.ROLLBACK):
+            return "rolled-back"
+        if self.tally.number(Severity.INDEX):
+            return "index-wrong"
         if self.tally.number(Severity.UNCHECKED) or not self.finished:
             return "incomplete"
         return "clean"
@@ -65,6 +73,7 @@ class Report:
                 "bytes_read": self.bytes_read,
                 "header_slots_by_epoch": {str(n): count for n, count in sorted(tally.epochs.items())},
             },
+            "remembered": self.remembered,
             "findings_by_kind": {
                 kind.value: count
                 for kind, count in sorted(tally.kinds.items(), key=lambda item: item[0].value)
@@ -101,6 +110,7 @@ class Report:
             f"  content        {counts['chunks']} chunks, {counts['content_bytes']} bytes; "
             f"{counts['content_skipped']} files left out",
             f"  read           {self.bytes_read} bytes",
+            *(f"  {name:<15}{state}" for name, state in self.remembered.items()),
             f"  RESULT         {VERDICTS[self.verdict]}"
             + ("" if self.finished else "; STOPPED BEFORE THE END"),
             "",

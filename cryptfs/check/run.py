@@ -74,7 +74,10 @@ class Check:
         """Check; KeyboardInterrupt ends it with what is known up to then in the checkpoint."""
         engine, context = self._engine, self._context
         first = engine.reached is None
+        # Whoever goes on with a check asks this, too: it says how far the records are to be believed.
+        older = [] if context.host is None else list(context.host.whole(context))
         if first:
+            self._add(older)
             for check in (surroundings.configuration, surroundings.journal_and_state):
                 self._add(check(context))
             if not self._parts:
@@ -136,6 +139,7 @@ class Check:
             tally=self._engine.tally,
             finished=finished,
             bytes_read=self._earlier_bytes + self._engine.bytes_read,
+            remembered=self._context.remembered(),
         )
 
 

@@ -28,6 +28,8 @@ class Snapshot:
 
     unclean: dict[int, int] = field(default_factory=dict)
     is_open: bool = False
+    last: int | None = None
+    """The session that wrote last, None if nothing says so."""
     pending: dict[bytes, list[Record]] = field(default_factory=dict)
     segments: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -94,13 +96,10 @@ def _read_state(vault: Path, vault_id: bytes, keyring: KeyringLike, found: Snaps
     except IntegrityError:
         found.findings.append(Finding(Kind.STATE, place))
         return
-    except PermissionError as problem:
-        found.findings.append(Finding(Kind.DENIED, place, detail=problem.strerror or ""))
-        return
     except OSError as problem:
-        found.findings.append(Finding(Kind.UNREADABLE, place, detail=problem.strerror or ""))
+        found.findings.append(Finding.of_error(place, problem))
         return
-    found.unclean, found.is_open = dict(state.unclean), state.found_open
+    found.unclean, found.is_open, found.last = dict(state.unclean), state.found_open, state.last
 
 
 def _read_journal(vault: Path, codec: HeaderCodec, found: Snapshot) -> None:
@@ -129,11 +128,8 @@ def _read_journal(vault: Path, codec: HeaderCodec, found: Snapshot) -> None:
             break
         except FileNotFoundError:
             raise
-        except PermissionError as problem:
-            found.findings.append(Finding(Kind.DENIED, place, detail=problem.strerror or ""))
-            break
         except OSError as problem:
-            found.findings.append(Finding(Kind.UNREADABLE, place, detail=problem.strerror or ""))
+            found.findings.append(Finding.of_error(place, problem))
             break
     for record in records:
         found.pending.setdefault(record.object_id, []).append(record)

@@ -25,10 +25,8 @@ def configuration(context: Context) -> Iterator[Finding]:
             yield Finding(Kind.CONFIGURATION, place, detail="it is not authentic")
     except FileNotFoundError:
         return
-    except PermissionError as problem:
-        yield Finding(Kind.DENIED, place, detail=problem.strerror or "")
     except OSError as problem:
-        yield Finding(Kind.UNREADABLE, place, detail=problem.strerror or "")
+        yield Finding.of_error(place, problem)
     except CryptfsError as problem:
         yield Finding(Kind.CONFIGURATION, place, detail=str(problem))
 

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 
 from cryptfs.check.finding import Finding, Kind, Severity
 
-KEPT = {Severity.DAMAGE: 10_000, Severity.UNCHECKED: 1000, Severity.NOTICE: 200}
+KEPT = {
+    Severity.DAMAGE: 10_000,
+    Severity.ROLLBACK: 10_000,
+    Severity.INDEX: 200,
+    Severity.UNCHECKED: 1000,
+    Severity.NOTICE: 200,
+}
 """How many findings of a kind are kept in full; the others are counted."""
 
 

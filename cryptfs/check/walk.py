@@ -103,12 +103,9 @@ class Walk:
             return os.open(lname, OPEN_DIR, dir_fd=frame.fd)
         except (FileNotFoundError, NotADirectoryError):
             return -1  # removed or replaced meanwhile
-        except PermissionError as problem:
-            kind, reason = Kind.DENIED, problem.strerror
         except OSError as problem:
-            kind, reason = Kind.UNREADABLE, problem.strerror
-        self.findings.append(Finding(kind, frame.place.path(lname), detail=reason or ""))
-        return -1
+            self.findings.append(Finding.of_error(frame.place.path(lname), problem))
+            return -1
 
     def _leave(self) -> None:
         """Back to the directory above."""

@@ -126,7 +126,7 @@ def strangers(context: Context) -> Iterator[Finding]:
         elif name.startswith(KEPT_PREFIX):
             kind = Kind.KEPT
         yield Finding(kind, os.fsencode(name))
-    for folder, ours in ((JOURNAL, r"state|lock|[0-9a-f]{16}\.seg"), (DIRS, r".*\.log")):
+    for folder, ours in ((JOURNAL, r"state|reencryption|lock|[0-9a-f]{16}\.seg"), (DIRS, r".*\.log")):
         for name in _listed(context.path / folder):
             if re.fullmatch(ours, name):
                 continue

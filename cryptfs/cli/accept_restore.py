@@ -104,13 +104,7 @@ def _directly(
         raise StorageError(why_not)
 
     def opened(*, read_only: bool) -> FileSystem:
-        lower = Vault(
-            vault,
-            unlocked.vault_id,
-            unlocked.keyring,
-            read_only=read_only,
-            backup_group=unlocked.config.backup_group,
-        )
+        lower = Vault.of(vault, unlocked, read_only=read_only)
         return FileSystem(lower, FsOptions(compare=False, index=False), place=place)
 
     if _begin_anew_needed(place, vault, unlocked):

@@ -120,7 +120,7 @@ def _opened(vault: Path, source: SecretSource, state_dir: Path | None) -> Iterat
         raise NotAVault(f"{vault} is neither a vault nor the mountpoint of one.") from None
     unlocked = source.unlock(config)
     folder = place.prepare(unlocked.vault_id, state_dir, outside=(vault,))
-    opened = Vault(vault, unlocked.vault_id, unlocked.keyring, read_only=True)
+    opened = Vault.of(vault, unlocked, read_only=True)
     fs = FileSystem(opened, FsOptions())
     try:
         service = StudyService(fs, folder, unlocked.keyring)

@@ -181,7 +181,7 @@ def _local(
 
     remembered = place.prepare(vault_id, state_dir, outside=[path])
     unlocked = source.unlock(load(path))
-    opened = Vault(path, vault_id, unlocked.keyring, backup_group=unlocked.config.backup_group)
+    opened = Vault.of(path, unlocked)
     fs = FileSystem(opened, place=remembered)
     try:
         with progress.entries(_VERBS[name]) as show:

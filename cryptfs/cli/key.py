@@ -169,7 +169,7 @@ def remove(vault: Path, slot_id: str, yes: bool, source: SecretSource) -> None:
     unlocked = source.unlock(loaded)
     config.remove_slot(unlocked, slot.id)
     click.echo(f"Removed the {slot.type} slot {slot.id}.")
-    key_tpm.after_removal(slot, unlocked.keys.authority)
+    key_tpm.after_removal(slot, unlocked)
 
 
 def _confirm(slot: Slot) -> None:

@@ -155,7 +155,7 @@ def destroy(vault: Path, confirm: str | None, slots_only: bool) -> None:
     cryptfs.json, and an SSD, a copy-on-write file system or a NAS may keep old blocks. Destroy these
     as well.
     """
-    from cryptfs.cli import slot_use
+    from cryptfs.cli import lockout_note, slot_use
     from cryptfs.vault import config
 
     name = vault.resolve().name
@@ -174,6 +174,7 @@ def destroy(vault: Path, confirm: str | None, slots_only: bool) -> None:
     slots, objects = _destroy_with_progress(vault, not slots_only)
     if vault_id is not None:
         slot_use.forget(vault_id)
+        lockout_note.forget(vault_id)
     click.echo(
         f"Overwritten: {slots} copies of the key slots and the headers of {objects} files. Still readable:"
     )

@@ -59,7 +59,7 @@ def add(
     added = config.add_slot(unlocked, secret, label)
     slot = added.config.slots[-1]
     click.echo(f"Added the tpm2 slot {slot.id}.")
-    _protect_or_say(tpm_source.address, slot, added.keys.authority)
+    _protect_or_say(tpm_source.address, slot, added)
 
 
 @click.command("reseal")
@@ -106,7 +106,7 @@ def _seal_again(
     secret = tpm_source.new_secret(chosen, no_pin, replaces=slot.extra)
     changed = config.change_slot(unlocked, slot.id, secret)
     click.echo(f"Sealed the tpm2 slot {slot.id} to the present state of this machine ({chosen}).")
-    _protect_or_say(tpm_source.address, changed.config.slot(slot.id), changed.keys.authority)
+    _protect_or_say(tpm_source.address, changed.config.slot(slot.id), changed)
 
 
 @click.command("test")
@@ -209,9 +209,12 @@ def lockout(
     To look needs no secret. --reset and --release need any slot of VAULT, because the password that the TPM
     asks for follows from the vault's keys; it was set when the TPM slot was made. Use --release before
     the machine goes to other hands.
+
+    The count and the password are the TPM's, one for every vault with a slot in it: --reset gives whoever
+    guesses at any of them new tries, and after --release all of them can be guessed at without an end.
     """
     from cryptfs.keyslots import tpm2
-    from cryptfs.tpm import device
+    from cryptfs.tpm import device, sealing
     from cryptfs.tpm import lockout as attack
     from cryptfs.vault import config
 
@@ -220,11 +223,19 @@ def lockout(
     loaded = config.load(vault)
     with device.connect(tpm_source.address) as esys:
         state = attack.state(esys)
+        name = sealing.srk_name(esys) if reset or release else None
     if reset or release:
-        salt = _own_salt(loaded, tpm_source, state.password_set)
+        if not state.password_set:
+            raise SlotRefused(
+                "This TPM has no lockout password; seal the slot again to set one (`cryptfs key reseal`)."
+            )
+        salt = _own_salt(loaded, name)
         password = tpm2.lockout_password(source.unlock(loaded).keys.authority, salt)
         with device.connect(tpm_source.address) as esys:
-            (attack.reset if reset else attack.release)(esys, password)
+            if reset:
+                attack.reset(esys, password)
+            else:
+                _release(esys, password, loaded)
             state = attack.state(esys)
     if as_json:
         shown = {
@@ -243,49 +254,80 @@ def lockout(
     )
 
 
-def _own_salt(loaded: Config, tpm_source: TpmSource, password_set: bool) -> bytes:
-    """From the slot with which this vault set the password; a wrong one would block the TPM for a day."""
+def _own_salt(loaded: Config, tpm: bytes | None) -> bytes:
+    """That of the password which this vault set in a TPM, known by the name of its root key.
+
+    SlotRefused if it set none, or if it is not certain which: a wrong one would block the TPM for a day.
+    """
+    from cryptfs.cli import lockout_note
     from cryptfs.keyslots import tpm2
-    from cryptfs.tpm import device, sealing
 
-    if not password_set:
+    known = [tpm2.parse_extra(slot.extra) for slot in loaded.slots if slot.type == "tpm2"]
+    salts = {extra.lockout for extra in known if extra is not None and extra.srk == tpm and extra.lockout}
+    if tpm is None or not salts:
         raise SlotRefused(
-            "This TPM has no lockout password; seal the slot again to set one (`cryptfs key reseal`)."
+            "This vault did not set the lockout password of this TPM, so it cannot lift the lockout: wait, "
+            "or use the program or vault that did."
         )
-    with device.connect(tpm_source.address) as esys:
-        name = sealing.srk_name(esys)
-    for slot in loaded.slots:
-        extra = tpm2.parse_extra(slot.extra) if slot.type == "tpm2" else None
-        if extra is not None and extra.lockout and extra.srk == name:
-            return extra.lockout
-    raise SlotRefused(
-        "This vault did not set the lockout password of this TPM, so it cannot lift the lockout: "
-        "wait, or use the "
-        "program or vault that did."
-    )
+    possible = lockout_note.may_be(loaded.vault_id, tpm, salts)
+    if not possible:
+        raise SlotRefused(
+            "The lockout password of this vault was taken off this TPM, which has another one now: wait, "
+            "or use the program or vault that set it."
+        )
+    if len(possible) > 1:
+        raise SlotRefused(
+            "This vault set the lockout password of this TPM more than once, and this machine does not know "
+            "which of them the TPM has: a wrong one would block it for a day. Wait instead."
+        )
+    return possible.pop()
 
 
-def after_removal(slot: Slot, authority: bytes) -> None:
-    """The TPM goes back to how it came, if it is at hand and this slot had set its lockout password."""
+def _release(esys: Any, password: bytes, loaded: Config) -> None:  # noqa: ANN401
+    """Take the lockout password off the TPM, and note that it is gone."""
+    from cryptfs.cli import lockout_note
+    from cryptfs.tpm import lockout as attack
+    from cryptfs.tpm import sealing
+
+    attack.release(esys, password)
+    if not lockout_note.was_taken_off(loaded.vault_id, sealing.srk_name(esys) or b""):
+        click.echo(
+            "cryptfs: warning: this machine could not note that the lockout password is gone: do not use "
+            "`cryptfs key lockout --reset` with this vault after another one has set its own.",
+            err=True,
+        )
+
+
+def after_removal(slot: Slot, unlocked: Unlocked) -> None:
+    """The TPM goes back to how it came, if it is at hand and has the lockout password of this slot.
+
+    `unlocked` is the vault as it was before the slot was removed.
+    """
+    from cryptfs.cli import lockout_note
     from cryptfs.keyslots import tpm2
     from cryptfs.tpm import device, sealing
     from cryptfs.tpm import lockout as attack
 
     extra = tpm2.parse_extra(slot.extra) if slot.type == "tpm2" else None
-    if extra is None or not extra.lockout:
+    if extra is None or not extra.lockout or lockout_note.is_taken_off(unlocked.vault_id, extra.srk):
         return
     try:
         with device.connect(device.default_address()) as esys:
-            if sealing.srk_name(esys) == extra.srk and attack.state(esys).password_set:
-                attack.release(esys, tpm2.lockout_password(authority, extra.lockout))
-                click.echo("The TPM's lockout password was taken off again.")
+            name = sealing.srk_name(esys)
+            if name == extra.srk and attack.state(esys).password_set:
+                if _own_salt(unlocked.config, name) != extra.lockout:
+                    return  # it has that of another slot
+                _release(esys, tpm2.lockout_password(unlocked.keys.authority, extra.lockout), unlocked.config)
+                click.echo(
+                    "The TPM's lockout password was taken off again. If another vault has a slot with a PIN "
+                    "in this TPM, seal that again (cryptfs key reseal): anybody can guess at it until then."
+                )
                 return
     except CryptfsError:
         pass
     click.echo(
-        "The TPM of that slot keeps the lockout password that was set with it, until it is cleared "
-        "in the firmware's "
-        "settings."
+        "The TPM of that slot keeps the lockout password that was set with it, until it is cleared in the "
+        "firmware's settings."
     )
 
 
@@ -323,10 +365,10 @@ def _lockout_hint(slot: Slot, source: SecretSource) -> str:
     )
 
 
-def _protect_or_say(address: str, slot: Slot, authority: bytes) -> None:
+def _protect_or_say(address: str, slot: Slot, unlocked: Unlocked) -> None:
     """Set the lockout password; if the TPM refuses that, say that the slot is there but less protected."""
     try:
-        said = protect(address, slot, authority)
+        said = protect(address, slot, unlocked)
     except CryptfsError as error:
         raise SlotRefused(
             f"The slot {slot.id} is made, but the TPM did not take the limits on wrong PINs ({error}) Until "

@@ -158,6 +158,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def size_text(count: float) -> str:
+    """So many bytes, for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
 def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         click.echo(f"cryptfs: {printable(message)}", err=True)

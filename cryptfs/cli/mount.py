@@ -159,13 +159,7 @@ def command(
         from cryptfs.fs import FileSystem, FsOptions
         from cryptfs.vault import Vault
 
-        opened = Vault(
-            vault,
-            unlocked.vault_id,
-            unlocked.keyring,
-            read_only=read_only,
-            backup_group=unlocked.config.backup_group,
-        )
+        opened = Vault.of(vault, unlocked, read_only=read_only)
         remembered, why_not = remembered_at(unlocked.vault_id, state_dir, (vault, Path(place)))
         fs_options = FsOptions(xattrs=xattrs, index=not no_index)
         fs = FileSystem(opened, fs_options, place=remembered, why_not=why_not)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from cryptfs.errors import ConfigDamaged, CryptfsError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from cryptfs.check.context import Context
+    from cryptfs.check.host import Difference
     from cryptfs.check.names import Part
     from cryptfs.check.repair.run import Outcome
     from cryptfs.check.repair.workshop import Step
@@ -64,6 +66,20 @@ def configuration(
     return unlocked
 
 
+def remember(context: Context, state_dir: Path | None, *, in_use: bool) -> None:
+    """Have the check compare what this host remembers. `in_use`: a mount of this user writes it."""
+    from cryptfs.check.host import Host
+    from cryptfs.check.hostindex import HostIndex
+    from cryptfs.index import place
+
+    for one in (context.host, context.index):
+        if one is not None:
+            one.close()
+    kept = place.of_vault(context.vault_id, state_dir)
+    context.host = Host.open(context, kept, in_use=in_use)
+    context.index = HostIndex.open(context, kept, in_use=in_use)
+
+
 def repair(
     context: Context,
     report: Report,
@@ -73,8 +89,10 @@ def repair(
     yes: bool,
     quiet: bool,
     state_dir: Path | None,
+    unlock: Callable[[], None],
 ) -> Report:
-    """Repair what `report` found, with the vault's lock held; the report of the check behind it.
+    """Repair what `report` found, with the vault's lock held, which `unlock` gives up; the report of the
+    check behind it.
 
     With `dry_run` the same report with what would be done in it.
     """
@@ -88,11 +106,13 @@ def repair(
         report.repair = _as_json(steps, outcome, dry_run=dry_run)
         return report
     confirm(f"Do these {len(steps)} repairs? What they replace is kept.", yes)
+    before = _differing(context, state_dir)
     repairs.carry_out(shop, steps, outcome)
     forget_index(context, state_dir)
+    context.forget_copies()
+    _tell_the_witness(context, state_dir, before, outcome, unlock)
     if not quiet:
         _show_done(outcome)
-    context.forget_copies()
     again = Check(context, parts=parts, scope=report.scope, content=repairs.touched(outcome)).run()
     # Content was read in the first check; what was read again are the files that were repaired.
     for name in ("chunks", "content_bytes", "content_skipped"):
@@ -111,6 +131,49 @@ def forget_index(context: Context, state_dir: Path | None) -> None:
         environment.discard(place.of_vault(context.vault_id, state_dir), "metadata")
 
 
+def _differing(context: Context, state_dir: Path | None) -> dict[bytes, Difference] | None:
+    """The names that differ from what this host remembers, in the whole vault; None if it cannot tell."""
+    from cryptfs.check.run import Check
+
+    remember(context, state_dir, in_use=False)
+    assert context.host is not None
+    if not context.host.is_compared:
+        return None
+    Check(context, content=frozenset()).run()
+    return dict(context.host.differing) if context.host.is_compared else None
+
+
+def _tell_the_witness(
+    context: Context,
+    state_dir: Path | None,
+    before: dict[bytes, Difference] | None,
+    outcome: Outcome,
+    unlock: Callable[[], None],
+) -> None:
+    """Have this host remember what the repair made of the vault."""
+    from cryptfs.check.repair import telling
+    from cryptfs.index import place
+
+    after = None if before is None else _differing(context, state_dir)
+    if before is not None and after is not None:
+        told = telling.to_be_told(before, after, outcome)
+        if told or telling.is_new_session(outcome):
+            for one in (context.host, context.index):
+                if one is not None:
+                    one.close()
+            unlock()  # for a session of the vault, which takes the lock itself
+            try:
+                kept = place.prepare(context.vault_id, state_dir, outside=[context.path])
+                telling.tell(context, kept, told)
+                outcome.told = len(told)
+            except CryptfsError as problem:
+                outcome.not_told = str(problem)
+            except OSError as problem:
+                outcome.not_told = problem.strerror or type(problem).__name__
+    context.renew()
+    remember(context, state_dir, in_use=False)
+
+
 def _show(steps: list[Step], left: list[tuple[Finding, str]], word: str) -> None:
     for step in steps:
         click.echo(f"{word}: {printable_place(step.finding.place)}: {step.sentence}")
@@ -126,6 +189,13 @@ def _show_done(outcome: Outcome) -> None:
         click.echo(f"{len(outcome.moved)} objects are in lost+found in the root of the vault now.")
     if outcome.kept_in:
         click.echo(f"What was replaced, and a log, is in {printable(outcome.kept_in)} in the vault's folder.")
+    if outcome.told:
+        click.echo(f"The rollback witness of this computer was told of {outcome.told} names.")
+    if outcome.not_told:
+        click.echo(
+            f"The rollback witness of this computer could not be told ({printable(outcome.not_told)}): "
+            "cryptfs accept-restore accepts what was repaired."
+        )
 
 
 def _as_json(steps: list[Step], outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
@@ -147,4 +217,5 @@ def _as_json(steps: list[Step], outcome: Outcome, *, dry_run: bool) -> dict[str,
         ],
         "moved_to_lost_found": len(outcome.moved),
         "originals": outcome.kept_in or None,
+        "witness": {"told": outcome.told, "problem": outcome.not_told or None},
     }

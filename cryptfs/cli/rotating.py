@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cryptfs.errors import CryptfsError
+from cryptfs.errors import CryptfsError, UsageError, VaultInUse
 
 if TYPE_CHECKING:
     from cryptfs.fs import FileSystem
@@ -21,19 +21,25 @@ _ANSWER_SECONDS = 90.0
 class Worker(Protocol):
     """Does a job on a vault whose configuration the caller changes."""
 
-    def begin(self, unlocked: Unlocked) -> Unlocked: ...
+    def begin(self, kind: str, unlocked: Unlocked) -> Unlocked: ...
     def learn(self, unlocked: Unlocked) -> None: ...
-    def start(self, kind: str, limit: float) -> dict[str, Any]: ...
+    def start(self, kind: str, limit: float, *, despite_damage: bool) -> dict[str, Any]: ...
     def poll(self) -> dict[str, Any]: ...
     def wait(self, seconds: float) -> None: ...
     def stop(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
 
-def _new_epoch(unlocked: Unlocked) -> Unlocked:
+def _new_epoch(kind: str, unlocked: Unlocked) -> Unlocked:
     """A new epoch, unless one is there already that everything was being brought to."""
     from cryptfs.vault import rotation
 
+    if kind == "reencrypt":
+        return unlocked if rotation.reencrypts(unlocked) else rotation.begin_reencryption(unlocked)
+    if rotation.reencrypts(unlocked):
+        raise UsageError(
+            "This vault is being re-encrypted: `cryptfs rotate --reencrypt` goes on with that, and ends it."
+        )
     return unlocked if rotation.is_under_way(unlocked.keyring) else rotation.begin(unlocked)
 
 
@@ -66,10 +72,19 @@ class Mounted:
         request = control.Request(command, action=action, **fields)
         return control.ask(runtime.socket_path(record.mountpoint), request, timeout=_ANSWER_SECONDS)
 
-    def begin(self, unlocked: Unlocked) -> Unlocked:
+    def begin(self, kind: str, unlocked: Unlocked) -> Unlocked:
         """A new epoch in the configuration, known to every mount before anything is rewrapped."""
-        self.poll()  # a daemon that does not answer, or of an older version, must not get a new epoch
-        unlocked = _new_epoch(unlocked)
+        # A daemon that does not answer, or of an older version, must not get a new epoch.
+        if kind not in self.poll().get("kinds", ("rewrap",)):
+            raise CryptfsError(
+                "The mount is of an older version of cryptfs: unmount and mount the vault first."
+            )
+        if kind == "reencrypt" and self._readers:
+            raise VaultInUse(
+                f"The vault is also mounted read-only at {self._readers[0].mountpoint}, where the new names "
+                "of its files would not be noticed: unmount that first."
+            )
+        unlocked = _new_epoch(kind, unlocked)
         self.learn(unlocked)
         return unlocked
 
@@ -79,8 +94,8 @@ class Mounted:
         for record in [*self._readers, self._writer]:
             self._ask(record, "keyring", key=rotation.handover(unlocked.keys))
 
-    def start(self, kind: str, limit: float) -> dict[str, Any]:
-        return self._ask(self._writer, "rotate", kind, limit=limit)
+    def start(self, kind: str, limit: float, *, despite_damage: bool) -> dict[str, Any]:
+        return self._ask(self._writer, "rotate", kind, limit=limit, despite_damage=despite_damage)
 
     def poll(self) -> dict[str, Any]:
         return self.control("")
@@ -108,27 +123,32 @@ class Alone:
         from cryptfs.vault import Vault
 
         self._fs: FileSystem = FileSystem(
-            Vault(vault, unlocked.vault_id, unlocked.keyring, backup_group=unlocked.config.backup_group),
+            Vault.of(vault, unlocked),
             place=remembered_at(unlocked.vault_id, None, (vault,))[0],
         )
         self._job: Job | None = None
 
-    def begin(self, unlocked: Unlocked) -> Unlocked:
+    def begin(self, kind: str, unlocked: Unlocked) -> Unlocked:
         """A new epoch in the configuration, and in use."""
-        unlocked = _new_epoch(unlocked)
+        unlocked = _new_epoch(kind, unlocked)
         self.learn(unlocked)
         return unlocked
 
     def learn(self, unlocked: Unlocked) -> None:
         self._fs.use_keyring(unlocked.keyring)
+        if len(unlocked.keyring) == 1:
+            self._fs.reencryption_ended()
 
-    def start(self, kind: str, limit: float) -> dict[str, Any]:
+    def start(self, kind: str, limit: float, *, despite_damage: bool) -> dict[str, Any]:
+        from cryptfs.fs.reencrypt import reencrypt_job
         from cryptfs.fs.rewrap import rewrap_job
         from cryptfs.fs.throttle import Throttle
 
-        if kind != "rewrap":
-            raise CryptfsError(f"There is no job {kind}.")
-        self._job = rewrap_job(self._fs, Throttle(limit))
+        throttle = Throttle(limit)
+        if kind == "reencrypt":
+            self._job = reencrypt_job(self._fs, throttle, despite_damage=despite_damage)
+        else:
+            self._job = rewrap_job(self._fs, throttle)
         self._job.start()
         return self._job.snapshot()
 

@@ -60,23 +60,9 @@ def read_key_file(file: Path) -> KeyFile:
 
 def write_new_secret(file: Path, text: str) -> None:
     """Write a line to a file that must not exist yet, for its owner only, durably."""
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise UsageError(f"{file} exists already: name a file that does not.") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
+    from cryptfs.vault import configfile
+
+    configfile.write_new(file, (text + "\n").encode())
 
 
 def warn_if_readable(descriptor: int, file: Path) -> None:

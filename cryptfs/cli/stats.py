@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli.asking import answers_of, state_dir_option, warn_if_incomplete
-from cryptfs.cli.main import printable
+from cryptfs.cli.main import printable, size_text
 from cryptfs.cli.secrets import SecretSource, secret_options
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _print(summary: Summary) -> None:
         ("series", f"{summary.series:,}"),
         ("images and other instances", f"{summary.instances:,}"),
         ("in files", f"{summary.files:,}"),
-        ("size", _size(summary.size)),
+        ("size", size_text(summary.size)),
         ("other files", f"{summary.all_files - summary.files:,}"),
     ]
     if summary.without_patient_id:
@@ -109,14 +109,16 @@ def _print(summary: Summary) -> None:
         _table("year", _YEAR_COUNTS, _rows((year or "none", c) for year, c in sorted(summary.years.items())))
     )
     compression = [
-        (syntax(uid).name, syntax(uid).compression, f"{counts[0]:,}", _size(counts[1]), _mean(counts))
+        (syntax(uid).name, syntax(uid).compression, f"{counts[0]:,}", size_text(counts[1]), _mean(counts))
         for uid, counts in sorted(summary.syntaxes.items(), key=lambda item: -item[1][1])
     ]
     console.print(_table("transfer syntax", ("compression", "files", "size", "each"), compression))
 
 
 def _rows(counted: Iterable[tuple[str, list[int]]]) -> list[tuple[str, ...]]:
-    return [(name, *(f"{count:,}" for count in counts[:-1]), _size(counts[-1])) for name, counts in counted]
+    return [
+        (name, *(f"{count:,}" for count in counts[:-1]), size_text(counts[-1])) for name, counts in counted
+    ]
 
 
 def _table(first: str, names: Sequence[str], rows: Iterable[Sequence[str]]) -> object:
@@ -135,12 +137,4 @@ def _table(first: str, names: Sequence[str], rows: Iterable[Sequence[str]]) -> o
 
 
 def _mean(counts: list[int]) -> str:
-    return _size(counts[1] // counts[0]) if counts[0] else ""
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
+    return size_text(counts[1] // counts[0]) if counts[0] else ""

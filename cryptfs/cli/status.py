@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryptfs.cli.main import printable
+from cryptfs.cli.main import printable, size_text
 from cryptfs.errors import CryptfsError, NotMounted
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ def _describe(mount: dict[str, Any]) -> str:
             ("read", _traffic(mount["bytes_read"], mount["read_bytes_per_second"])),
             ("written", _traffic(mount["bytes_written"], mount["written_bytes_per_second"])),
             ("index", mount["index"]),
+            ("memory", f"{mount['memory_bytes'] / (1 << 20):.0f} MiB"),
         ]
+    if "studies" in mount:
+        lines.append(("study index", _studies(mount["studies"])))
     if sum(mount.get("witness", {}).get(kind, 0) for kind in ("refused", "missing", "vault")):
         witness = mount["witness"]
         lines.append(
@@ -123,13 +126,19 @@ def _describe(mount: dict[str, Any]) -> str:
     )
 
 
+def _studies(studies: dict[str, Any]) -> str:
+    """The state of the index of whose images are in the vault, in words."""
+    if studies["state"] == "none":
+        return f"none ({studies['reason']})" if studies["reason"] else "none"
+    if studies["state"] == "complete":
+        return "complete"
+    left = [
+        f"{count} {name if count == 1 else name + 's'}"
+        for count, name in ((studies["to_read"], "file"), (studies["to_list"], "folder"))
+        if count
+    ]
+    return f"{' and '.join(left)} still to be read"
+
+
 def _traffic(total: int, rate: int) -> str:
-    return f"{_bytes(total)} ({_bytes(rate)}/s)"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    return f"{size_text(total)} ({size_text(rate)}/s)"

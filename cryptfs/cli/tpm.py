@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cryptfs.keyslots import Tpm2
-    from cryptfs.vault.config import Config
+    from cryptfs.vault.config import Config, Unlocked
     from cryptfs.vault.document import Slot
 
 _MAX_FILE = 4096
@@ -86,8 +86,9 @@ def has_pin(slot: Slot) -> bool:
     return isinstance(slot.kdf, Argon2id)
 
 
-def protect(address: str, slot: Slot, authority: bytes) -> str:
+def protect(address: str, slot: Slot, unlocked: Unlocked) -> str:
     """Set the TPM's lockout password for a new slot; a sentence about how the TPM is protected now."""
+    from cryptfs.cli import lockout_note
     from cryptfs.keyslots import tpm2
 
     if not has_pin(slot):
@@ -95,9 +96,11 @@ def protect(address: str, slot: Slot, authority: bytes) -> str:
             "This slot has no PIN: whoever starts this machine, unchanged, unlocks the vault. It protects a "
             "disk that was taken out and a stolen backup, not a stolen server."
         )
-    if tpm2.protect(address, slot.extra, authority):
-        return "The TPM now locks itself after 32 wrong PINs; the vault keeps the password that lifts it."
     extra = tpm2.parse_extra(slot.extra)
+    if tpm2.protect(address, slot.extra, unlocked.keys.authority):
+        assert extra is not None
+        lockout_note.was_set(unlocked.vault_id, extra.srk, extra.lockout)
+        return "The TPM now locks itself after 32 wrong PINs; the vault keeps the password that lifts it."
     if extra is not None and not extra.lockout:
         return (
             "Another program or vault set this TPM's lockout password: its limits on wrong PINs are strict "

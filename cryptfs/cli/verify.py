@@ -150,9 +150,12 @@ def command(
     left can be read and the rest is an error. What it replaces is kept in a folder in VAULT. Nothing is
     made up: damaged parts of files stay errors, until the file is restored from a backup.
 
-    Exits with 0 if there is no damage (after a repair: no more), 18 if there is, 24 if there is none
-    but not all could be checked. Leftovers of an unclean stop and files of other programs are shown
-    and are no damage.
+    What this computer remembers of the vault is compared as well: objects that are others or older than it
+    last saw them, or missing (the rollback witness), and the records of its metadata index.
+
+    Exits with 0 if there is no damage (after a repair: no more), 18 if there is, or if the vault is not what
+    this computer last saw, 1 if only its index is wrong, 24 if nothing is but not all could be checked.
+    Leftovers of an unclean stop and files of other programs are shown and are no damage.
     """
     from cryptfs.check import names as places
     from cryptfs.check.context import Context
@@ -200,9 +203,11 @@ def command(
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(context))
+        repairing.remember(context, state_dir, in_use=live)
         stack.enter_context(_stopped_by_signals())
+        lock = stack.enter_context(contextlib.ExitStack())
         if repair and not dry_run:
-            stack.enter_context(alone(context))
+            lock.enter_context(alone(context))
             context.live = False
         parts = [places.find(context, os.fsencode(path), ciphertext=ciphertext) for path in paths]
         with progress.bytes_of(vault / "tree", "checking") as show:
@@ -229,7 +234,14 @@ def command(
         if repair:
             found = [places.find(context, os.fsencode(path), ciphertext=ciphertext) for path in paths]
             result = repairing.repair(
-                context, result, found, dry_run=dry_run, yes=yes, quiet=as_json, state_dir=state_dir
+                context,
+                result,
+                found,
+                dry_run=dry_run,
+                yes=yes,
+                quiet=as_json,
+                state_dir=state_dir,
+                unlock=lock.close,
             )
         if names:
             result.names = {
@@ -359,12 +371,24 @@ def _tell(result: Report, as_json: bool, file: Path | None) -> None:
         click.echo(
             f"Checked {counts['directories']} directories and {counts['objects']} objects, "
             f"{result.bytes_read} bytes read in {result.seconds:.1f} s: "
-            f"{tally.number(Severity.DAMAGE)} damaged, {tally.number(Severity.UNCHECKED)} not checked, "
+            f"{tally.number(Severity.DAMAGE)} damaged, {tally.number(Severity.ROLLBACK)} not what this "
+            f"computer last saw, {tally.number(Severity.UNCHECKED)} not checked, "
             f"{tally.number(Severity.NOTICE)} notices."
         )
+        click.echo(f"Rollback witness: {result.remembered['witness']}; index: {result.remembered['index']}.")
     if result.verdict == "damaged":
         raise IntegrityError(
             "The vault is damaged: docs/verify.md says what each finding means and what can be repaired."
+        )
+    if result.verdict == "rolled-back":
+        raise IntegrityError(
+            "The vault is not what this computer last saw: if it was restored on purpose, "
+            "cryptfs accept-restore accepts it; else find out who exchanged or removed files."
+        )
+    if result.verdict == "index-wrong":
+        raise CryptfsError(
+            "The metadata index of this computer is wrong, the vault is not: cryptfs index rebuild makes it "
+            "anew; then report it, it is a defect of cryptfs."
         )
     if result.verdict == "incomplete":
         raise CheckIncomplete("No damage was found, but not all could be checked.")

@@ -14,7 +14,9 @@ fsync of a file, step by step, with what is on disk after each:
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +27,7 @@ from cryptfs.fs.file import File
 from cryptfs.fs.gate import Gate
 from cryptfs.fs.nodes import Node
 from cryptfs.fs.places import Places
+from cryptfs.fs.refused import Refused
 from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.diskio import syncfs
 from cryptfs.vault.vault import Vault
@@ -43,6 +46,8 @@ JOURNAL_FULL = 64 << 20
 """Bytes of journal at which whoever writes has to do so at once."""
 OPEN_MAX = 128
 """So many closed files with live journal records are the most that are kept open."""
+_TRIES = 8
+"""After so many syncs of a file that is written to meanwhile its writers have to wait for one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +78,7 @@ class Committer:
         self.file_mode = vault.modes.file
         self.phase = 1
         """Part of the session in which content is begun now (format section 9)."""
+        self.refused = Refused()
         self.places = Places(vault, directories, namespace)
         self.paths = threading.Lock()
         """Held while a path is put into the journal, and while a rename changes paths."""
@@ -115,7 +121,7 @@ class Committer:
 
     def needs(self, file: File) -> bool:
         """Whether the committer still needs the file open."""
-        return file.header.object_id in self._live
+        return file.header.object_id in self._live or file in self.refused
 
     def closing(self, file: File) -> None:
         """A file's last handle is gone; remember what is not durable."""
@@ -146,6 +152,7 @@ class Committer:
         with self._lock:
             self._unsettled.pop(ino, None)
             if file is not None:
+                self.refused.forget(file.header.object_id)
                 self.journal.forget(file.header.object_id)
                 self._live.pop(file.header.object_id, None)
                 self._pending.pop(file.header.object_id, None)
@@ -185,14 +192,24 @@ class Committer:
     def _sync_in_place(self, file: File) -> None:
         """Sync a file in place; what is in place is newer than what recovery would write over it."""
         journaled = self.journal.live(file.header.object_id)
-        while not self._settle_file(file):
+        for _ in range(_TRIES):
+            if self._settle_file(file):
+                break
             # Somebody wrote to it meanwhile, behind what must not be applied any more: once again.
             self.commit()
+        else:
+            # It is written to all the time: everybody waits for one sync.
+            with self._namespace, file.lock:
+                self.settle_held(file)
         if journaled:
             self.journal.sync()
 
     def _settle_file(self, file: File) -> bool:
-        """Sync a file in place, and void its journal records unless one was added meanwhile."""
+        """Sync a file in place, and void its journal records unless one was added meanwhile.
+
+        As long as they are not void, a file that was emptied counts as not synced: recovery would empty it
+        again, whatever is in place, and would not write that anew.
+        """
         object_id = file.header.object_id
         try:
             at = file.sync_in_place()
@@ -205,8 +222,11 @@ class Committer:
                 if at is None or at != file.journaled_at:
                     return False
                 self.journal.settle(object_id)
+                if file.emptied:
+                    self.journal.sync()
                 with self._lock:
                     self._live.pop(object_id, None)
+            file.emptied = False
             return True
 
     def make_durable(self, file: File) -> None:
@@ -225,6 +245,21 @@ class Committer:
         if file.unsynced or self.journal.live(file.header.object_id):
             self._sync_in_place(file)
 
+    def settle_held(self, file: File) -> None:
+        """The same with the namespace lock and the file's lock held, so that nothing comes in between."""
+        file.flush()
+        if not (file.unsynced or file.has_pending() or self.journal.live(file.header.object_id)):
+            return
+        self.journal.sync()
+        if self.places.wandering(file.node):
+            self.places.sync(file.node.parent)
+        file.apply()
+        with self._lock:
+            self._pending.pop(file.header.object_id, None)
+        if not self._settle_file(file):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        self.journal.sync()
+
     def header_replaced(self, node: Node, slot: int) -> Unsettled:
         """A closed file's header was written by a job, to the slot that is not `slot`, and not synced."""
         with self._lock:
@@ -242,7 +277,9 @@ class Committer:
         """Put a file's journal records in place and sync it, so that recovery has nothing to do for it."""
         file.flush()
         self.commit()
-        if self.journal.live(file.header.object_id):
+        if file.emptied:
+            self._sync_in_place(file)
+        elif self.journal.live(file.header.object_id):
             self._settle_file(file)
 
     def hold_back(self) -> None:
@@ -290,7 +327,11 @@ class Committer:
         self.places.synced(marks)
         self.places.placed(made)
         # A file that is still being written holds its own phase back.
-        still = [file.header.phase for file in self.open_files() if not file.durable and not file.unlinked]
+        still = [
+            file.header.phase
+            for file in self.open_files()
+            if (file.emptied or not file.durable) and not file.unlinked
+        ]
         self._vault.state.completed(min([ended, *(phase - 1 for phase in still)]))
         return True
 
@@ -361,6 +402,8 @@ class Committer:
 
     def _round(self, settled: float) -> float:
         """What there is to do in the background; when everything was last settled (monotonic seconds)."""
+        if self.refused:
+            self.refused.give_again(self.hold, self.let_go)
         if self._pending:
             self.commit()
         if self.journal.size > JOURNAL_MAX or len(self._live) > OPEN_MAX:

@@ -13,11 +13,13 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from cryptfs.fs.nodes import ROOT, Node, stale
 from cryptfs.fs.remnants import is_remnant
 from cryptfs.vault.dirlog import CARRIED_AT, CARRIED_MAX, RECORD_SIZE
-from cryptfs.vault.diskio import pread_all, pwrite_all, replace_file
+from cryptfs.vault.diskio import NotRegular, open_regular, pread_all, pwrite_all, replace_file
 from cryptfs.vault.header import (
     DIRECTORY,
     READ_SIZE,
@@ -31,6 +33,8 @@ from cryptfs.vault.names import (
     DIR_HEADER,
     LONG_SUFFIX,
     NAME_MAX,
+    OLD_HEADER,
+    TEMP_PREFIX,
     NameCipher,
     NameInvalid,
     is_entry,
@@ -39,18 +43,34 @@ from cryptfs.vault.names import (
 )
 from cryptfs.vault.vault import Vault
 
+if TYPE_CHECKING:
+    from cryptfs.fs.marks import Marks
+
 log = logging.getLogger(__name__)
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _LONG_TEXT_MAX = 400
 CARRIERS_MAX = 2000
 """So many entries are looked at for a lost header: a tree made for it would keep the mount busy for ever."""
 
 
+name_cipher = lru_cache(maxsize=1024)(NameCipher)
+"""The cipher of a directory's names, by its key and object id."""
+
+
 def eio() -> OSError:
     """Ciphertext is damaged."""
     return OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def open_entry(lname: bytes, flags: int, dir_fd: int) -> int:
+    """Open an entry of a directory; EIO where a link, a socket or such a thing stands in its place."""
+    try:
+        return os.open(lname, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    except OSError as problem:
+        if problem.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR):
+            raise eio() from None
+        raise
 
 
 def lower_name(names: NameCipher, name: bytes) -> tuple[bytes, bytes | None]:
@@ -63,32 +83,94 @@ def lower_name(names: NameCipher, name: bytes) -> tuple[bytes, bytes | None]:
     return long_entry(text), text
 
 
+def _opens(directory: Directory, entries: list[bytes]) -> bool:
+    """Whether one of the first entries has a name in a directory."""
+    for lname in entries[:20]:
+        try:
+            directory.plain_name(lname)
+        except NameInvalid:
+            continue
+        return True
+    return False
+
+
 def _entries(fd: int) -> list[bytes]:
-    return [name for name in map(os.fsencode, os.listdir(fd)) if is_entry(name)]
+    # In the order of their inodes: so their status, and most often their content, lies on the disk.
+    with os.scandir(fd) as found:
+        numbered = [(entry.inode(), entry.name) for entry in found]
+    numbered.sort()
+    return [name for name in (os.fsencode(name) for _, name in numbered) if is_entry(name)]
 
 
 class Directory:
-    """One ciphertext directory, open. Not safe for several threads at once."""
+    """One ciphertext directory, open. Not safe for several threads at once.
 
-    __slots__ = ("fd", "header", "names", "slot")
+    `old` are its names under the key that it had before, while it is being re-encrypted (format section 13).
+    """
 
-    def __init__(self, fd: int, header: Header, slot: int) -> None:
+    __slots__ = ("fd", "former_key", "header", "names", "old", "slot")
+
+    def __init__(self, fd: int, header: Header, slot: int, former: Header | None = None) -> None:
         self.fd = fd
         self.header = header
         self.slot = slot
-        self.names = NameCipher(header.key, header.object_id)
+        self.names = name_cipher(header.key, header.object_id)
+        self.former(former)
+
+    def former(self, header: Header | None) -> None:
+        """The header that it had before its key was replaced; None if there is one key only."""
+        self.old = None if header is None else name_cipher(header.key, header.object_id)
+        self.former_key = None if header is None else header.key
 
     def lower_name(self, name: bytes) -> tuple[bytes, bytes | None]:
-        """The entry of a plaintext name, and the text of a long name or None."""
+        """The entry of a plaintext name, and the text of a long name or None.
+
+        With two keys it is the entry that is there, and one under the new key where there is none.
+        """
+        if self.old is not None:
+            return self._standing(name, self.old)
         return lower_name(self.names, name)
+
+    def _standing(self, name: bytes, old: NameCipher) -> tuple[bytes, bytes | None]:
+        new = lower_name(self.names, name)
+        if not self.has(new[0]):
+            former = lower_name(old, name)
+            if self.has(former[0]):
+                return former
+        return new
+
+    def has(self, lname: bytes) -> bool:
+        """Whether there is such an entry."""
+        try:
+            os.stat(lname, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def plain_name(self, lname: bytes) -> bytes:
         """The plaintext of an entry; NameInvalid if it does not decrypt."""
-        if not is_long(lname):
-            return self.names.decrypt(lname)
+        text = self._text(lname)
         try:
-            fd = os.open(lname + LONG_SUFFIX, _OPEN_FILE, dir_fd=self.fd)
-        except FileNotFoundError:
+            return self.names.decrypt(text)
+        except NameInvalid:
+            if self.old is None:
+                raise
+            return self.old.decrypt(text)
+
+    def is_new(self, lname: bytes) -> bool:
+        """Whether the name of an entry is under the key that the directory has now."""
+        try:
+            self.names.decrypt(self._text(lname))
+        except NameInvalid:
+            return False
+        return True
+
+    def _text(self, lname: bytes) -> bytes:
+        if not is_long(lname):
+            return lname
+        try:
+            fd = open_regular(lname + LONG_SUFFIX, dir_fd=self.fd)
+        except (FileNotFoundError, NotRegular):
             raise NameInvalid from None
         try:
             text = pread_all(fd, _LONG_TEXT_MAX, 0)
@@ -96,7 +178,7 @@ class Directory:
             os.close(fd)
         if long_entry(text) != lname:
             raise NameInvalid
-        return self.names.decrypt(text)
+        return text
 
     def add_long(self, lname: bytes, text: bytes | None, mode: int) -> None:
         """Write the encrypted name beside its entry, before the entry; nothing for short names."""
@@ -132,6 +214,8 @@ class DirectoryCache:
         self._open: OrderedDict[int, Directory] = OrderedDict()
         self.check: Callable[[Node, bytes, bytes, Header], None] = lambda *_: None
         """Called for every header that was read: the directory above, its id, the name. May raise EIO."""
+        self.marks: Marks | None = None
+        """While the vault is being re-encrypted, what of it is done."""
         self.half_made: dict[int, tuple[Node, bytes]] = {}
         """Where objects lie that could neither be finished nor removed, by ciphertext number: remnants."""
 
@@ -161,7 +245,7 @@ class DirectoryCache:
         else:
             parent = self._open[node.parent.ino]
             try:
-                fd = os.open(node.lname, _OPEN_DIR, dir_fd=parent.fd)
+                fd = open_entry(node.lname, _OPEN_DIR, parent.fd)
             except FileNotFoundError:
                 raise stale() from None
             parent_id = parent.header.object_id
@@ -172,10 +256,10 @@ class DirectoryCache:
             raise
 
     def _adopt(self, node: Node, fd: int, parent_id: bytes | None) -> Directory:
-        header, slot = self.read_header(fd, parent_id)
+        directory = self.enter(fd, parent_id)
         if parent_id is not None and node.parent is not None:
-            self.check(node.parent, parent_id, node.lname, header)
-        return self.insert(node.ino, Directory(fd, header, slot))
+            self.check(node.parent, parent_id, node.lname, directory.header)
+        return self.insert(node.ino, directory)
 
     def insert(self, ino: int, directory: Directory) -> Directory:
         """Take over a directory that the caller has just opened or made."""
@@ -205,6 +289,34 @@ class DirectoryCache:
             os.close(directory.fd)
         self._open.clear()
 
+    def enter(self, fd: int, parent_id: bytes | None) -> Directory:
+        """The directory open as `fd`, which it takes over; errors as `read_header`."""
+        header, slot = self.read_header(fd, parent_id)
+        former = self.old_header(fd) if self._vault.reencryption.active else None
+        if former is not None and (former.object_id != header.object_id or former.key == header.key):
+            former = None
+        return Directory(fd, header, slot, former)
+
+    def old_header(self, fd: int) -> Header | None:
+        """What stands in `@old`: the header that a directory had before its key was replaced."""
+        try:
+            file = open_regular(OLD_HEADER, dir_fd=fd)
+        except FileNotFoundError:
+            return None
+        except NotRegular:
+            file = -1
+        if file >= 0:
+            try:
+                header, _ = self._vault.codec.read(pread_all(file, READ_SIZE, 0))
+                if header.kind == DIRECTORY:
+                    return header
+            except (HeaderMissing, HeaderInvalid):
+                pass
+            finally:
+                os.close(file)
+        log.error("the former header of a directory is damaged: names under it are not shown")
+        return None
+
     def read_header(self, fd: int, parent_id: bytes | None) -> tuple[Header, int]:
         """The header of the directory open as `fd`, from its copy if `@dir` is lost.
 
@@ -212,13 +324,11 @@ class DirectoryCache:
         without an entry that was ever durable. EIO if it cannot be opened.
         """
         try:
-            file = os.open(DIR_HEADER, _OPEN_FILE, dir_fd=fd)
-        except FileNotFoundError:
+            file = open_regular(DIR_HEADER, dir_fd=fd)
+        except (FileNotFoundError, NotRegular):
             area = b""
         else:
             try:
-                if not stat.S_ISREG(os.fstat(file).st_mode):
-                    raise eio()
                 area = pread_all(file, READ_SIZE, 0)
             finally:
                 os.close(file)
@@ -232,17 +342,18 @@ class DirectoryCache:
 
     def _recover(self, fd: int, parent_id: bytes | None) -> Header:
         entries = _entries(fd)
-        for header in itertools.chain(self._vault.dirlog.candidates(parent_id), self._carried(fd, entries)):
-            directory = Directory(fd, header, 0)
-            for lname in entries[:20]:
-                try:
-                    directory.plain_name(lname)
-                except NameInvalid:
+        before = self.old_header(fd) if self._vault.reencryption.active else None
+        copies = itertools.chain(self._vault.dirlog.candidates(parent_id), self._carried(fd, entries))
+        for header in copies if before is None else itertools.chain(copies, [before]):
+            if before is not None:  # it says whose it is, though no name may be under the newest key yet
+                if header.object_id != before.object_id:
                     continue
-                log.warning("the header of a directory was lost and has been restored from its copy")
-                if self._vault.changeable:
-                    self.write_header(fd, header, -1)
-                return header
+            elif not _opens(Directory(fd, header, 0), entries):
+                continue
+            log.warning("the header of a directory was lost and has been restored from its copy")
+            if self._vault.changeable:
+                self.write_header(fd, header, -1)
+            return header
         if is_remnant(fd, self._vault) or (not entries and os.fstat(fd).st_ino in self.half_made):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         log.error("a directory has neither a valid header nor a copy of it")
@@ -256,7 +367,10 @@ class DirectoryCache:
         for lname in entries[:50]:
             if next(budget, None) is None:
                 return
-            inner = os.open(lname, _OPEN_FILE, dir_fd=fd)
+            try:
+                inner = open_entry(lname, os.O_RDONLY, fd)
+            except OSError:
+                continue  # no file of ours
             try:
                 if stat.S_ISDIR(os.fstat(inner).st_mode):
                     if depth < CARRIED_MAX:
@@ -274,11 +388,20 @@ class DirectoryCache:
                     yield header
 
     def write_header(self, fd: int, header: Header, slot: int) -> int:
-        """Write a directory's header to the slot that is not `slot` (0 where none is); its number."""
+        """Write a directory's header to the slot that is not `slot` (0 where none is); its number.
+
+        What stands in its place and is no file is moved aside: without its header the directory would
+        be lost with its last entry.
+        """
         target = 0 if slot != 0 else 1
         header.epoch = self._vault.codec.current_epoch
         mode = self._vault.modes.file
-        file = os.open(DIR_HEADER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=fd)
+        try:
+            file = open_regular(DIR_HEADER, os.O_WRONLY | os.O_CREAT, mode=mode, dir_fd=fd)
+        except NotRegular:
+            log.error("something else was put in the place of the header of a directory; it is moved aside")
+            os.rename(DIR_HEADER, TEMP_PREFIX + os.urandom(8).hex().encode(), src_dir_fd=fd, dst_dir_fd=fd)
+            file = open_regular(DIR_HEADER, os.O_WRONLY | os.O_CREAT, mode=mode, dir_fd=fd)
         try:
             pwrite_all(file, self._vault.codec.pack(header), SLOT_OFFSETS[target])
         finally:

@@ -8,123 +8,21 @@ except where a rename must not be overtaken.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable
 
-from cryptfs.errors import IntegrityError
 from cryptfs.fs.chunks import Buffer
-from cryptfs.fs.commit import Committer
-from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.file import File
-from cryptfs.fs.freezing import Freezer
-from cryptfs.fs.gate import Gate
-from cryptfs.fs.indexing import open_knowledge
-from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.listing import Listing
-from cryptfs.fs.namespace import Namespace, error
-from cryptfs.fs.nodes import Node, NodeTable
-from cryptfs.fs.objects import Objects
-from cryptfs.fs.options import FsOptions, SmallChunks
-from cryptfs.fs.recovery import overlays, recover
-from cryptfs.fs.renaming import Renamer
-from cryptfs.fs.restoring import Survey
-from cryptfs.fs.types import Attr, Owner, SetAttr, StatFs
-from cryptfs.fs.witnessing import Witness
-from cryptfs.fs.xattrs import ExtendedAttributes
-from cryptfs.index.witness import Found
-from cryptfs.vault.header import KeyringLike
-from cryptfs.vault.names import NAME_MAX
-from cryptfs.vault.vault import Vault
+from cryptfs.fs.namespace import error
+from cryptfs.fs.nodes import Node
+from cryptfs.fs.types import Attr, Owner, SetAttr
+from cryptfs.fs.xattrrequests import AttributeRequests
 
 
-class Parts(NamedTuple):
-    """What a filesystem is made of, for long jobs that work beside the requests (`cryptfs.fs.rewrap`)."""
-
-    vault: Vault
-    lock: threading.RLock
-    nodes: NodeTable
-    directories: DirectoryCache
-    objects: Objects
-    committer: Committer
-
-
-class FileSystem:
+class FileSystem(AttributeRequests):
     """Files and directories over an unlocked vault. Recovers from an unclean stop when made."""
-
-    def __init__(
-        self, vault: Vault, options: FsOptions | None = None, *, place: Path | None = None, why_not: str = ""
-    ) -> None:
-        """Takes the vault over: it is closed by `close`, or at once if this raises.
-
-        `place` is where this host keeps what it remembers of the vault (`cryptfs.index.place.prepare`), or
-        None, and `why_not` the reason.
-
-        Raises IntegrityError if the journal, the session state or the root directory is damaged.
-        """
-        self.vault = vault
-        self.options = options or FsOptions()
-        self._lock = threading.RLock()
-        self._handles: dict[int, File] = {}
-        self._listings: dict[int, Listing] = {}
-        self._numbers = itertools.count(1)
-        self._read_bytes = self._written_bytes = 0
-        self._directories = DirectoryCache(vault)
-        self.knowledge = Knowledge()
-        self.witness = Witness()
-        try:
-            self.witness = Witness.open(place, vault, compares=self.options.compare)
-            self.knowledge = open_knowledge(vault, place, wanted=self.options.index, why_not=why_not)
-            self._begin()
-        except BaseException:
-            self.witness.close()
-            self._directories.close()
-            self.knowledge.close(None)
-            vault.close()
-            raise
-
-    def _begin(self) -> None:
-        vault = self.vault
-        self._nodes = NodeTable(os.fstat(vault.tree_fd).st_ino)
-        pending = overlays(vault) if vault.read_only else recover(vault)
-        self.witness.begin(Found(vault.state.last, vault.state.found_open), vault.session)
-        self._committer = Committer(vault, self._directories, self._lock, self.witness)
-        self._freezer = Freezer(vault, self.sync)
-        self._committer.gate = self._freezer.gate
-        self._committer.hold, self._committer.let_go = self._hold, self._let_go
-        self._committer.open_files = self._files
-        self._objects = Objects(
-            vault, self._nodes, self._directories, self._committer, pending, self.knowledge, self.witness
-        )  # fmt: skip
-        self._committer.note = self._objects.note
-        self._directories.check = self.witness.check
-        self.knowledge.bind(self._lock, self._nodes, self._directories, self._objects)
-        self._names = Namespace(
-            vault, self._lock, self._nodes, self._directories, self._objects, self._committer,
-            SmallChunks(self.options.small_chunk_patterns), self.knowledge, self.witness,
-        )  # fmt: skip
-        self._xattrs = ExtendedAttributes(vault.xattrs, self._objects, self._directories, self.options.xattrs)
-        self._renamer = Renamer(
-            vault, self._lock, self._nodes, self._directories, self._objects, self._committer, self._names,
-            self.knowledge, self.witness,
-        )  # fmt: skip
-        # The root must open, else there is nothing to serve.
-        try:
-            root = self._directories.get(self._nodes.root)
-        except OSError:
-            raise IntegrityError(
-                f"the header of the root directory of {vault.path} is damaged and no copy of it opens"
-            ) from None
-        self.witness.check_root(root.header)
-        if not vault.read_only:
-            vault.state.begin()
-            self.witness.confirm()
-            self._committer.start()
 
     # -- inodes ------------------------------------------------------------------------------
 
@@ -135,17 +33,31 @@ class FileSystem:
         with self._lock:
             self._nodes.forget(ino, count)
 
+    def forget_all(self, counts: Iterable[tuple[int, int]]) -> None:
+        """`forget` of many."""
+        with self._lock:
+            forget = self._nodes.forget
+            for ino, count in counts:
+                forget(ino, count)
+
     def remember(self, ino: int) -> None:
         """Take a reference on an entry that `readdir` has just delivered."""
         with self._lock:
+            for listing in reversed(self._listings.values()):
+                if ino in listing.offered:
+                    self._nodes.reference_listed(ino, listing.offered[ino])
+                    return
             node = self._nodes.find(ino)
-            if node is None or node.dead:
-                for listing in self._listings.values():
-                    if ino in listing.offered:
-                        node = listing.offered[ino]
-                        break
             if node is not None:
                 self._nodes.reference(node)
+
+    def remember_listed(self, dh: int, inos: Iterable[int]) -> None:
+        """`remember` of many entries that this listing has just delivered."""
+        with self._lock:
+            offered, reference = self._listings[dh].offered, self._nodes.reference_listed
+            for ino in inos:
+                if ino in offered:
+                    reference(ino, offered[ino])
 
     def getattr(self, ino: int) -> Attr:
         with self._lock:
@@ -153,9 +65,10 @@ class FileSystem:
             return self._objects.attr(self._nodes.get(ino))
 
     def identity(self, ino: int) -> bytes:
-        """The object id of an inode (docs/format.md section 4), the same for ever and at all its names.
+        """The object id of an inode (docs/format.md section 4), the same at all its names.
 
-        Takes no reference. ESTALE when its place is not known any more.
+        It changes only when the object is re-encrypted. Takes no reference. ESTALE when its place is not
+        known any more.
         """
         with self._lock:
             node = self._nodes.get(ino)
@@ -173,6 +86,7 @@ class FileSystem:
 
     def setattr(self, ino: int, change: SetAttr, handle: int | None = None) -> Attr:
         self._require_writable()
+        change.bound_times()
         with self._lock:
             self._directories.trim()
             node = self._nodes.get(ino)
@@ -298,6 +212,13 @@ class FileSystem:
             self._directories.trim()
             yield from listing.entries(offset)
 
+    def learn(self, dh: int, offset: int) -> Generator[tuple[bytes, Attr, int], None, None]:
+        """As `readdir`, to read the entries into the index: files that were are all `listing.LEARNED`."""
+        listing = self._listings[dh]
+        with self._lock:
+            self._directories.trim()
+            yield from listing.entries(offset, learning=True)
+
     def releasedir(self, dh: int) -> None:
         with self._lock:
             self._listings.pop(dh, None)
@@ -368,30 +289,6 @@ class FileSystem:
             file = self._handles.pop(handle)
         self._put(file)
 
-    def _put(self, file: File) -> None:
-        """Give back one use of a file."""
-        try:
-            if file.handles == 1 and not file.unlinked and self.vault.changeable:
-                file.flush()
-        finally:
-            with self._lock:
-                file.handles -= 1
-                self._objects.drop(file)
-
-    def _hold(self, file: File) -> bool:
-        """Use a file that may be closed by somebody else at any time; False if it is."""
-        with self._lock:
-            if file.node.file is not file:
-                return False
-            file.handles += 1
-            return True
-
-    def _let_go(self, file: File) -> None:
-        """Give back what `_hold` took: nothing is left to be written."""
-        with self._lock:
-            file.handles -= 1
-            self._objects.drop(file)
-
     def fsyncdir(self, ino: int) -> None:
         """Names, headers and the entries' own headers survive a power cut."""
         if self.vault.read_only:
@@ -418,165 +315,5 @@ class FileSystem:
                 else:
                     self._committer.make_durable(file)
             finally:
-                self._put(file)
+                self._let_go(file)
         self._committer.places.sync(node, entries=True)
-
-    # -- extended attributes ------------------------------------------------------------------------
-
-    def getxattr(self, ino: int, name: bytes) -> bytes:
-        with self._lock, self._using(ino) as node:
-            return self._xattrs.get(node, name)
-
-    def listxattr(self, ino: int) -> list[bytes]:
-        with self._lock, self._using(ino) as node:
-            return self._xattrs.names(node)
-
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        self._require_writable()
-        with self._lock, self._using(ino) as node:
-            self._xattrs.set(node, name, value, flags)
-
-    def removexattr(self, ino: int, name: bytes) -> None:
-        self._require_writable()
-        with self._lock, self._using(ino) as node:
-            self._xattrs.remove(node, name)
-
-    @contextmanager
-    def _using(self, ino: int) -> Iterator[Node]:
-        """A node whose file, if it is one, stays open until the end."""
-        self._directories.trim()
-        node = self._nodes.get(ino)
-        if node.is_dir:
-            yield node
-            return
-        file = self._objects.open(node)
-        file.handles += 1
-        try:
-            yield node
-        finally:
-            self._put(file)
-
-    # -- the whole ------------------------------------------------------------------------------------
-
-    def statfs(self) -> StatFs:
-        st = os.fstatvfs(self.vault.tree_fd)
-        return StatFs(
-            st.f_bsize, st.f_frsize, st.f_blocks, st.f_bfree, st.f_bavail,
-            st.f_files, st.f_ffree, st.f_favail, NAME_MAX,
-        )  # fmt: skip
-
-    def sync(self) -> None:
-        """Make everything durable that was written so far."""
-        if self.vault.read_only:
-            return
-        self._names.clear_half_made()
-        self._for_each_file(lambda file: file.flush())
-        self._committer.sync_all()
-        self._for_each_file(
-            lambda file: self._committer.make_durable(file) if file.unsynced and not file.unlinked else None
-        )
-
-    def freeze(self) -> None:
-        """Hold the ciphertext still, as after an unmount; OSError if not everything could be synced.
-
-        Reading goes on. The caller lets no method in that changes anything until `thaw`.
-        """
-        self._freezer.freeze()
-
-    def thaw(self) -> None:
-        """Let changes go on after `freeze`."""
-        self._freezer.thaw()
-
-    @property
-    def gate(self) -> Gate:
-        """What changes the ciphertext in the background, beside this class, passes it."""
-        return self._freezer.gate
-
-    def _for_each_file(self, do: Callable[[File], None]) -> None:
-        """For every file in use, while others may close it."""
-        for file in self._files():
-            if self._hold(file):
-                try:
-                    do(file)
-                finally:
-                    self._let_go(file)
-
-    @property
-    def parts(self) -> Parts:
-        """For long jobs in this layer."""
-        return Parts(
-            self.vault, self._lock, self._nodes, self._directories, self._objects, self._committer
-        )  # fmt: skip
-
-    def hold_files(self) -> Iterator[File]:
-        """The files in use at the moment, one after the other; the caller gives each back."""
-        for file in self._files():
-            with self._lock:
-                if file.node.file is not file:
-                    continue
-                file.handles += 1
-            yield file
-
-    def give_back(self, file: File) -> None:
-        """The counterpart of `hold_files`."""
-        self._put(file)
-
-    def use_keyring(self, keyring: KeyringLike) -> None:
-        """Go on with another keyring: from now on headers are sealed under its current epoch."""
-        with self._lock:
-            self.vault.use_keyring(keyring)
-            self.witness.use_keyring(keyring)
-
-    def _files(self) -> list[File]:
-        with self._lock:
-            return [node.file for node in self._nodes if node.file is not None]
-
-    def survey(self) -> Survey:
-        """A comparison of the whole vault with what this host remembers: `run` it, and close it."""
-        return Survey(self.vault, self.witness, self._objects, self._directories, self._lock)
-
-    def accept(self, survey: Survey) -> None:
-        """Remember what a survey found as right, durably. Raises CryptfsError, OSError."""
-        self._require_writable()
-        survey.accept(self.vault, self.witness, self._lock)
-
-    def stats(self) -> dict[str, Any]:
-        """Counters for status reports; sizes in bytes."""
-        return {
-            "open_files": len(self._handles),
-            "open_directories": len(self._listings),
-            "inodes": len(self._nodes),
-            "bytes_read": self._read_bytes,
-            "bytes_written": self._written_bytes,
-            "journal_bytes": self.vault.journal.size,
-            "dirty_bytes": sum(file.dirty_bytes() for file in set(self._handles.values())),
-            "unclean_sessions": len(self.vault.state.unclean),
-            "index": self.knowledge.status(),
-            "witness": self.witness.stats(),
-        }
-
-    def close(self) -> None:
-        """Sync everything, record a clean stop, and close the vault."""
-        self.thaw()
-        self._committer.stop()
-        ended: int | None = None
-        try:
-            if not self.vault.read_only:
-                self.sync()
-                if self.witness.waiting:
-                    self._committer.sync_all()
-                self.vault.state.end()
-                self.witness.end()
-                ended = self.vault.session
-        finally:
-            self.witness.close()
-            with self._lock:
-                for file in self._files():
-                    file.close()
-                self._directories.close()
-            self.knowledge.close(ended)
-            self.vault.close()
-
-    def _require_writable(self) -> None:
-        if self.vault.read_only:
-            raise error(errno.EROFS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from cryptfs.fs.comparedknowledge import ComparedKnowledge
 from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.metadata import IndexedKnowledge
 from cryptfs.index.catalog import Catalog
+from cryptfs.index.catalogview import CatalogView
 from cryptfs.index.place import Unavailable
 from cryptfs.vault.vault import Vault
 
@@ -22,11 +24,13 @@ def open_knowledge(vault: Vault, place: Path | None, *, wanted: bool, why_not: s
     """
     if not wanted:
         return Knowledge("switched off")
-    if vault.read_only:
-        # Another host may be the one that writes: nothing would be known from one request to the next.
-        return Knowledge("mounted read-only")
     if place is None:
         return Knowledge(why_not or "no state directory")
+    if vault.read_only:
+        try:
+            return ComparedKnowledge(CatalogView.open(place, vault))
+        except Unavailable as error:
+            return Knowledge(f"mounted read-only: {error}")
     try:
         return IndexedKnowledge(Catalog.open(place, vault))
     except Unavailable as error:

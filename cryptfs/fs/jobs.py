@@ -75,7 +75,9 @@ class Job:
         done = found["bytes_done"] if found["bytes_total"] else found["done"]
         total = found["bytes_total"] or found["total"]
         now = time.monotonic()
-        self._marks = [mark for mark in self._marks if mark[2] == found["phase"] and now - mark[0] < _WINDOW]
+        if self._marks and (self._marks[-1][2] != found["phase"] or self._marks[-1][1] > done):
+            self._marks.clear()  # it began anew
+        self._marks = [mark for mark in self._marks if now - mark[0] < _WINDOW]
         self._marks.append((now, done, found["phase"]))
         since, before, _ = self._marks[0]
         rate = (done - before) / (now - since) if now > since else 0.0

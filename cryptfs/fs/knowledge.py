@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cryptfs.fs.directory import Directory, DirectoryCache
     from cryptfs.fs.file import File
     from cryptfs.fs.metadata import Snapshot
-    from cryptfs.fs.nodes import Node, NodeTable
+    from cryptfs.fs.nodes import Listed, Node, NodeTable
     from cryptfs.fs.objects import Objects
     from cryptfs.fs.types import Attr
     from cryptfs.vault.header import Header
@@ -54,6 +54,10 @@ class Knowledge:
         """
         raise NotImplementedError
 
+    def unchanged_file(self, snapshot: Snapshot, position: int) -> tuple[Listed, Attr] | None:
+        """The same of a file of which nobody has a node, where nothing has changed since; else None."""
+        return None
+
     def compare(self, node: Node, directory: Directory) -> Comparison | None:
         """Begin to compare a directory, while it is listed, with what is known of it."""
         return None
@@ -77,6 +81,9 @@ class Knowledge:
 
     def directory_made(self, node: Node, header: Header) -> None:
         """A directory was made: it is empty."""
+
+    def rekeyed(self, node: Node) -> None:
+        """A directory has another key: no ciphertext name in it is what it was."""
 
     def directory_changed(self, node: Node) -> None:
         """A directory's own attributes changed."""
@@ -108,6 +115,9 @@ class Knowledge:
     def numbers(self) -> dict[str, Any]:
         """The same, for programs."""
         return {"state": "none", "reason": self.why_not}
+
+    def forget_everything(self) -> None:
+        """Begin anew: nothing is believed until it was read again."""
 
     def close(self, session: int | None) -> None:
         """The filesystem is closed; `session` has ended in order, None if none has."""

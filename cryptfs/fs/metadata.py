@@ -15,23 +15,24 @@ between the records on disk and the ciphertext at any instant but the end.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from collections import OrderedDict
-from functools import lru_cache, partial
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cryptfs.fs.comparison import Comparison
-from cryptfs.fs.directory import Directory, DirectoryCache, lower_name
+from cryptfs.fs.comparison import Comparison, record_of
+from cryptfs.fs.directory import Directory, DirectoryCache, lower_name, name_cipher
 from cryptfs.fs.file import File
 from cryptfs.fs.knowledge import Knowledge
-from cryptfs.fs.nodes import Node, NodeTable
+from cryptfs.fs.nodes import Listed, Node, NodeTable
 from cryptfs.fs.types import Attr
 from cryptfs.index import records
 from cryptfs.index.catalog import Catalog, Unavailable, ValueDamaged
 from cryptfs.vault.header import Header
-from cryptfs.vault.names import NameCipher
 
 if TYPE_CHECKING:
     from cryptfs.fs.objects import Objects
@@ -41,8 +42,7 @@ log = logging.getLogger(__name__)
 SHELVES_MAX = 100_000
 """So many directories are the most whose state is kept (about 500 bytes each)."""
 
-_cipher = lru_cache(maxsize=256)(NameCipher)
-_enoent = FileNotFoundError(2, os.strerror(2))
+_ABSENT = os.strerror(errno.ENOENT)
 
 
 class Shelf:
@@ -61,7 +61,7 @@ class Shelf:
 
     def lower(self, name: bytes) -> bytes:
         """The ciphertext name of a plaintext one in this directory."""
-        return lower_name(_cipher(self.key, self.object_id), name)[0]
+        return lower_name(name_cipher(self.key, self.object_id), name)[0]
 
 
 class Snapshot(NamedTuple):
@@ -110,6 +110,8 @@ class IndexedKnowledge(Knowledge):
 
     def put(self, shelf: Shelf, key: bytes, value: bytes | None) -> None:
         shelf.changes += 1
+        if shelf.comparison is not None:
+            shelf.comparison.changed(key)
         self.catalog.put(key, value)
 
     def _distrust(self, shelf: Shelf) -> None:
@@ -172,7 +174,8 @@ class IndexedKnowledge(Knowledge):
         if value is None:
             if shelf.complete:
                 self.answered += 1
-                raise _enoent
+                # A new one each time: raised again, an error keeps all earlier frames, and what they hold.
+                raise FileNotFoundError(errno.ENOENT, _ABSENT)
             return None
         node, attr = self.serve(parent, shelf, value, lname)
         if node is None or attr is None:
@@ -184,7 +187,7 @@ class IndexedKnowledge(Knowledge):
     ) -> tuple[Node | None, Attr | None]:
         """Node and attributes from a record that holds; None if they must be looked up."""
         kind = value[0]
-        if kind == records.FILE:
+        if kind >= records.FILE:
             (_, _, mode, uid, gid, ino, size, blocks, atime, mtime, ctime, _) = records.fields_of(value)
             node = self._node(ino, parent, shelf, value, lname, False)
             if node.file is not None:
@@ -260,17 +263,31 @@ class IndexedKnowledge(Knowledge):
             value = current
         return records.name_of(value), *self.serve(node, shelf, value)
 
-    def compare(self, node: Node, directory: Directory) -> Comparison | None:
-        if self._off or self.catalog.failed:
+    def unchanged_file(self, snapshot: Snapshot, position: int) -> tuple[Listed, Attr] | None:
+        node, shelf, items, changes = snapshot
+        value = items[position][1]
+        if value[0] < records.FILE or shelf.changes != changes or not shelf.complete:
             return None
+        _, _, mode, uid, gid, ino, size, blocks, atime, mtime, ctime, _ = records.fields_of(value)
+        if self.nodes.is_known(ino):
+            return None
+        self.answered += 1
+        return (
+            Listed(node, shelf.lower, records.name_of(value), mode),
+            Attr(ino, mode, 1, uid, gid, 0, size, blocks, atime, mtime, ctime),
+        )
+
+    def compare(self, node: Node, directory: Directory) -> Comparison | None:
+        if self._off or self.catalog.failed or directory.old is not None:
+            return None  # with two keys an entry may stand under either: not worth recording
         shelf = self.shelf_of(node, directory)
         shelf.comparison = Comparison(self, shelf, node)
         return shelf.comparison
 
-    def complete(self, shelf: Shelf, seen: set[bytes]) -> None:
-        """A comparison has seen all entries: what else is recorded is of entries that are gone."""
+    def complete(self, shelf: Shelf, seen: set[bytes], recorded: Iterable[bytes] | None = None) -> None:
+        """A comparison has seen all entries: what else is `recorded` is of entries that are gone."""
         try:
-            for key in self.catalog.keys(shelf.prefix):
+            for key in list(self.catalog.keys(shelf.prefix) if recorded is None else recorded):
                 if key not in seen:
                     self.put(shelf, key, None)
         except Unavailable:
@@ -289,12 +306,15 @@ class IndexedKnowledge(Knowledge):
             return
         shelf = self.shelf_of(parent, directory)
         key = self.catalog.key(shelf.prefix, lname)
-        old = self.get(shelf, key)
+        old = self.get(shelf, key) if shelf.comparison is None else shelf.comparison.record(key)
         if not name:
             if old is None:
                 return
             name = records.name_of(old)
-        value = records.opaque(name) if header is None else record_of(node.ino, header, st, size, name)
+        if header is None or self.nodes.is_elsewhere(node.ino):
+            value = records.opaque(name)
+        else:
+            value = record_of(node.ino, header, st, size, name)
         if value != old:
             self.put(shelf, key, value)
 
@@ -308,12 +328,18 @@ class IndexedKnowledge(Knowledge):
         shelf = self._kept(parent)
         if shelf is not None and name:
             key, value = self.catalog.key(shelf.prefix, lname), records.directory(node.ino, name)
-            if self.get(shelf, key) != value:
+            old = self.get(shelf, key) if shelf.comparison is None else shelf.comparison.record(key)
+            if old != value:
                 self.put(shelf, key, value)
 
     def directory_made(self, node: Node, header: Header) -> None:
         shelf = self._new_shelf(node.ino, header)
         shelf.complete = not self._off
+
+    def rekeyed(self, node: Node) -> None:
+        shelf = self._shelves.pop(node.ino, None)
+        if shelf is not None:
+            shelf.complete, shelf.comparison = False, None
 
     def directory_changed(self, node: Node) -> None:
         shelf = self._shelves.get(node.ino)
@@ -332,6 +358,8 @@ class IndexedKnowledge(Knowledge):
         self.directory_changed(parent)
         if node.is_dir:
             self.directory_changed(node)
+        elif node.file is not None:
+            node.file.named = lname, name
         shelf = self._kept(parent)
         if shelf is not None:
             key = self.catalog.key(shelf.prefix, lname)
@@ -367,11 +395,16 @@ class IndexedKnowledge(Knowledge):
         shelf = self._kept(node.parent)
         if shelf is None:
             return
-        key = self.catalog.key(shelf.prefix, node.lname)
-        old = self.get(shelf, key)
-        if old is None:
-            return  # not recorded, so not believed: the next look will do it
-        value = record_of(node.ino, file.header, os.fstat(file.fd), file.size, records.name_of(old))
+        if self.nodes.is_elsewhere(node.ino):
+            return  # its number is not for ever: opaque since it was last looked up
+        key, old = self.catalog.key(shelf.prefix, node.lname), None
+        lname, name = file.named
+        if lname != node.lname or not shelf.complete:
+            old = self.get(shelf, key)
+            if old is None:
+                return  # not recorded, so not believed: the next look will do it
+            name = records.name_of(old)
+        value = record_of(node.ino, file.header, os.fstat(file.fd), file.size, name)
         if value != old:
             self.put(shelf, key, value)
 
@@ -407,16 +440,3 @@ class IndexedKnowledge(Knowledge):
 
     def close(self, session: int | None) -> None:
         self.catalog.close(session)
-
-
-def record_of(ino: int, header: Header, st: os.stat_result, size: int, name: bytes) -> bytes:
-    """The record of a file as it is; an opaque one where its attributes are not its own alone."""
-    if st.st_nlink != 1 or header.rdev:
-        return records.opaque(name)
-    return records.file(
-        records.FileRecord(
-            records.FILE, header.chunk_log2, header.st_mode, header.uid, header.gid, ino, size, st.st_blocks,
-            header.atime, header.mtime, header.ctime, st.st_ctime_ns,
-        ),
-        name,
-    )  # fmt: skip

@@ -23,21 +23,19 @@ from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import SmallChunks
-from cryptfs.fs.remnants import remove_remnant
+from cryptfs.fs.remnants import remove_own, remove_remnant
 from cryptfs.fs.types import Attr, Owner
 from cryptfs.fs.verdicts import record_of
 from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.content import DEFAULT_CHUNK_LOG2, SMALL_CHUNK_LOG2
-from cryptfs.vault.diskio import pwrite_all
+from cryptfs.vault.diskio import create, make_folder, pwrite_all
 from cryptfs.vault.header import BLOCK, CHAR, DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
-from cryptfs.vault.names import DIR_HEADER, LONG_PREFIX, TEMP_PREFIX, is_long
+from cryptfs.vault.names import DIR_HEADER, LONG_PREFIX, OLD_HEADER, TEMP_PREFIX, is_long
 from cryptfs.vault.vault import Vault
 
 log = logging.getLogger(__name__)
 
 SYMLINK_MAX = 4095
-
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def error(code: int) -> OSError:
@@ -140,12 +138,12 @@ class Namespace:
         self._witness.changing(directory.header.object_id, lname)
         directory.add_long(lname, text, self._vault.modes.file)
         try:
-            fd = os.open(lname, _CREATE, self._vault.modes.file, dir_fd=directory.fd)
+            fd = create(lname, self._vault.modes.file, os.O_RDWR, dir_fd=directory.fd)
         except FileExistsError:
             try:
                 self._objects.look(parent, directory, lname, name)
             except FileNotFoundError:  # it was a remnant of a power cut, now gone
-                fd = os.open(lname, _CREATE, self._vault.modes.file, dir_fd=directory.fd)
+                fd = create(lname, self._vault.modes.file, os.O_RDWR, dir_fd=directory.fd)
             else:
                 raise
         try:
@@ -212,10 +210,10 @@ class Namespace:
             self._witness.changing(directory.header.object_id, lname)
             directory.add_long(lname, text, self._vault.modes.file)
             try:
-                os.mkdir(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
+                make_folder(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
             except FileExistsError:
                 self._clear_remnant(node, directory, lname)
-                os.mkdir(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
+                make_folder(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
             fd = -1
             try:
                 fd = os.open(
@@ -239,6 +237,8 @@ class Namespace:
             self._knowledge.directory_made(made, header)
             self._witness.placed(directory.header.object_id, lname, record_of(header, lname))
             self._committer.places.made(made)
+            if self._directories.marks is not None:
+                self._directories.marks.made(header.object_id)
             return self._objects.directory_attr(made, header, st)
 
     def _undo(self, parent: Node, lname: bytes, number: int) -> None:
@@ -273,13 +273,6 @@ class Namespace:
         else:
             raise error(errno.EEXIST)
 
-    @staticmethod
-    def _unlink_quietly(name: bytes, dir_fd: int) -> None:
-        try:
-            os.unlink(name, dir_fd=dir_fd)
-        except FileNotFoundError:
-            pass
-
     def link(self, ino: int, parent: int, name: bytes) -> Attr:
         with self._lock:
             node, directory = self._change(parent)
@@ -292,6 +285,9 @@ class Namespace:
                 raise error(errno.ENOENT)
             above = self._directories.get(source.parent)
             lname, text = directory.lower_name(name)
+            if (marks := self._directories.marks) is not None:
+                done = marks.is_done(above, source.lname)
+                lname, text = marks.place(done, directory, name, (lname, text))
             self._witness.changing(directory.header.object_id, lname)
             directory.add_long(lname, text, self._vault.modes.file)
             os.link(source.lname, lname, src_dir_fd=above.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
@@ -424,9 +420,9 @@ class Namespace:
         """Remove an empty directory that lies as `lname` in `above`."""
         for leftover in map(os.fsencode, os.listdir(inner.fd)):
             # Ours only: what else somebody put there (a NAS, a sync tool) keeps the directory.
-            if leftover.startswith((TEMP_PREFIX, LONG_PREFIX)):
-                self._unlink_quietly(leftover, inner.fd)
-        self._unlink_quietly(DIR_HEADER, inner.fd)
+            if leftover.startswith((TEMP_PREFIX, LONG_PREFIX, OLD_HEADER)):
+                remove_own(leftover, inner.fd)
+        remove_own(DIR_HEADER, inner.fd)
         try:
             os.rmdir(lname, dir_fd=above.fd)
         except OSError:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cryptfs.fs.chunks import Buffer
 from cryptfs.fs.commit import Committer
-from cryptfs.fs.directory import Directory, DirectoryCache, eio
+from cryptfs.fs.directory import Directory, DirectoryCache, eio, name_cipher, open_entry
 from cryptfs.fs.file import File
 from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.nodes import Node, NodeTable, stale
@@ -36,7 +36,6 @@ from cryptfs.vault.vault import Vault
 
 log = logging.getLogger(__name__)
 
-_OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _GEOMETRIES = {log2: Geometry(log2) for log2 in range(12, 21)}
 
 
@@ -95,7 +94,7 @@ class Objects:
         `name` is the plaintext name where the caller knows it. FileNotFoundError if there is none (or
         only a remnant of a power cut), EIO if it is damaged.
         """
-        fd = os.open(lname, os.O_RDONLY | _OPEN, dir_fd=directory.fd)
+        fd = open_entry(lname, os.O_RDONLY, directory.fd)
         keep = False
         try:
             st = os.fstat(fd)
@@ -111,9 +110,9 @@ class Objects:
             node = self._nodes.place(ino, parent, lname, True)
             known = self._directories.cached(ino)
             if known is None:
-                header, slot = self._directories.read_header(fd, directory.header.object_id)
-                self._witness.check(parent, directory.header.object_id, lname, header)
-                known = self._directories.insert(ino, Directory(fd, header, slot))
+                known = self._directories.enter(fd, directory.header.object_id)
+                self._witness.check(parent, directory.header.object_id, lname, known.header)
+                self._directories.insert(ino, known)
                 keep = True
             attr = self.directory_attr(node, known.header, os.fstat(fd))  # reading it may have repaired it
             self._knowledge.directory_listed(parent, lname, name, node)
@@ -125,12 +124,15 @@ class Objects:
             if not keep:
                 os.close(fd)
 
-    def inspect(self, directory: Directory, lname: bytes) -> tuple[Header, os.stat_result, int] | None:
+    def inspect(
+        self, parent: Node, directory: Directory, lname: bytes
+    ) -> tuple[Header, os.stat_result, int] | None:
         """Header, status and plaintext size of a file that is not in use, changing nothing.
 
-        None for a directory and for a file in use; EIO where it is damaged, FileNotFoundError.
+        None for a directory and for a file in use or to be repaired; EIO where it is damaged,
+        FileNotFoundError.
         """
-        fd = os.open(lname, os.O_RDONLY | _OPEN, dir_fd=directory.fd)
+        fd = open_entry(lname, os.O_RDONLY, directory.fd)
         try:
             st = os.fstat(fd)
             node = self._nodes.find(self._nodes.number(st.st_ino))
@@ -141,7 +143,9 @@ class Objects:
             raise eio() from None
         finally:
             os.close(fd)
-        self._witness.check(None, directory.header.object_id, lname, lower.header)
+        if self._vault.state.suspects(lower.header):
+            return None
+        self._witness.check(parent, directory.header.object_id, lname, lower.header)
         size = plain_size(lower.header, lower.length)
         if size is None:
             raise eio()
@@ -167,7 +171,7 @@ class Objects:
         size = plain_size(header, lower.length)
         if size is None or self._vault.state.suspects(header):
             self._knowledge.looked(parent, directory, lname, name, node, None, st, 0)
-            file = self._file(node, os.open(node.lname, self._access | _OPEN, dir_fd=directory.fd), lower)
+            file = self._file(node, open_entry(node.lname, self._access, directory.fd), lower)
             try:
                 if self._vault.changeable:
                     file.flush()
@@ -244,9 +248,20 @@ class Objects:
         """Give a directory a changed header, and its copy as well."""
         header.generation += 1
         header.epoch = self._vault.codec.current_epoch
-        directory.slot = self._directories.write_header(directory.fd, header, directory.slot)
-        directory.header = header
+        slot = self._directories.write_header(directory.fd, header, directory.slot)
         above = self._directories.get(node.parent).header.object_id if node.parent else bytes(16)
+        self._written(node, directory, header, slot, above)
+
+    def directory_rekeyed(
+        self, node: Node, directory: Directory, header: Header, slot: int, above: bytes
+    ) -> None:
+        """A directory has another key, by a header that is durable in `slot`; the id of that above it."""
+        directory.names = name_cipher(header.key, header.object_id)
+        self._knowledge.rekeyed(node)
+        self._written(node, directory, header, slot, above)
+
+    def _written(self, node: Node, directory: Directory, header: Header, slot: int, above: bytes) -> None:
+        directory.slot, directory.header = slot, header
         self._committer.places.header_written(node.ino, self._vault.codec.pack(header), above)
         self._knowledge.directory_changed(node)
         self._witness.placed(above, node.lname, record_of(header, node.lname))
@@ -287,7 +302,7 @@ class Objects:
         if node.parent is None or node.dead:
             raise stale()
         directory = self._directories.get(node.parent)
-        fd = os.open(node.lname, self._access | _OPEN, dir_fd=directory.fd)
+        fd = open_entry(node.lname, self._access, directory.fd)
         try:
             st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode) or self._nodes.number(st.st_ino) != node.ino:
@@ -317,7 +332,7 @@ class Objects:
             file = File(self._committer, node, fd, header, slot, size or 0, durable)
             file.noted = header.generation
             if left is not None:
-                file.unsynced = True
+                file.not_synced()
                 file.found_written(lower.slot)
             if lower.overlay:
                 geometry = _GEOMETRIES[header.chunk_log2]

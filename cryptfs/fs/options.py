@@ -53,8 +53,11 @@ class SmallChunks:
     """Decides by its name whether a new file gets 4 KiB chunks."""
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
-        joined = "|".join(translate(pattern.lower()) for pattern in patterns)
-        self._match = re.compile(joined or r"(?!)").match
+        lowered = [pattern.lower() for pattern in patterns]
+        # Together, those that begin with a star pass over the name once.
+        starred = "|".join(translate(pattern[1:]) for pattern in lowered if pattern.startswith("*"))
+        others = [translate(pattern) for pattern in lowered if not pattern.startswith("*")]
+        self._match = re.compile("|".join([*others, f"(?s:.*?)(?:{starred or '(?!)'})"])).match
 
     def __call__(self, name: bytes) -> bool:
         return self._match(name.decode("utf-8", "replace").lower()) is not None

@@ -2,9 +2,10 @@
 
 On any lower file system it is enough to sync the log of directory headers and then each
 directory that has a new entry. A file system that writes its metadata in order (one journal,
-committed as a whole: ext4, XFS) makes it cheaper: an fsync of whatever was changed last makes all
-earlier changes of names durable, too. And a new file takes the headers of new directories with it, in
-its own header area (format section 4), so that storing one image costs one fsync in all.
+committed as a whole: XFS, ext4 with its journal) makes it cheaper: an fsync of whatever was
+changed last makes all earlier changes of names durable, too. And a new file takes the headers of
+new directories with it, in its own header area (format section 4), so that storing one image
+costs one fsync in all.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from typing import NamedTuple
 from cryptfs.fs.directory import DirectoryCache
 from cryptfs.fs.nodes import Node
 from cryptfs.vault.dirlog import CARRIED_MAX
-from cryptfs.vault.diskio import file_system_type, fsync_path, syncfs
+from cryptfs.vault.diskio import fsync_path, syncfs
+from cryptfs.vault.lower import names_keep_order
 from cryptfs.vault.names import DIR_HEADER
 from cryptfs.vault.vault import Vault
-
-ORDERED_TYPES = frozenset({"ext3", "ext4", "xfs"})
 
 
 class Mark(NamedTuple):
@@ -57,7 +57,7 @@ class Places:
         self._dirlog = vault.dirlog
         self._directories = directories
         self._namespace = namespace
-        self.ordered = file_system_type(vault.tree_fd) in ORDERED_TYPES
+        self.ordered = names_keep_order(vault.tree_fd)
         """Whether the lower file system commits changes of names in the order they were made."""
         self._dirty: dict[int, Mark] = {}
         self._headers: dict[int, tuple[int, bytes]] = {}
@@ -80,7 +80,7 @@ class Places:
             sources = (moved_from,)
             self.entry_changed(moved_from)
         known = self._dirty.get(directory.ino)
-        if known is not None:
+        if known is not None and known.sources:
             sources = sources + tuple(node for node in known.sources if node not in sources)
         # A new mark each time: a sync that began before this change must not take it for synced.
         self._dirty[directory.ino] = Mark(directory, sources, next(self._count))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from contextlib import suppress
 
 from cryptfs.vault.diskio import pread_all
 from cryptfs.vault.header import READ_SIZE, HeaderInvalid, HeaderMissing
@@ -70,3 +71,17 @@ def remove_remnant(name: bytes, directory: int) -> None:
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=directory)
+
+
+def remove_own(name: bytes, directory: int) -> None:
+    """Remove a file of ours from a directory that is about to go; nothing if it is not there.
+
+    A folder that somebody put in its place goes only if it is empty: else it keeps the directory (ENOTEMPTY).
+    """
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=directory)

@@ -22,6 +22,7 @@ from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.namespace import Namespace, error
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
+from cryptfs.fs.respelling import Marks, Respeller
 from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.diskio import renameat2
 from cryptfs.vault.vault import Vault
@@ -58,6 +59,7 @@ class Renamer:
         names: Namespace,
         knowledge: Knowledge,
         witness: Witness,
+        respeller: Respeller,
     ) -> None:
         self._vault = vault
         self._lock = lock
@@ -68,6 +70,7 @@ class Renamer:
         self._names = names
         self._knowledge = knowledge
         self._witness = witness
+        self._respeller = respeller
 
     def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """As renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE."""
@@ -135,7 +138,17 @@ class Renamer:
         with self._committer.paths:
             if self._in_journal(source, target, exchange):
                 return _Wait()  # a write has just come in between
-            if not exchange:
+            if (marks := self._directories.marks) is not None:
+                done = source.is_dir or marks.is_done(old_dir, old_lname)
+                if target is None:
+                    new_lname, new_text = marks.place(done, new_dir, new_name, (new_lname, new_text))
+                else:
+                    target_done = target.is_dir or marks.is_done(new_dir, new_lname)
+                    if not done:
+                        new_lname = self._mark(marks, new_node, new_dir, target, new_lname)
+                    if exchange and not target_done:
+                        old_lname = self._mark(marks, old_node, old_dir, source, old_lname)
+            if not exchange and (target is None or marks is None):
                 new_dir.add_long(new_lname, new_text, self._vault.modes.file)
             places = (old_dir.header.object_id, old_lname), (new_dir.header.object_id, new_lname)
             for place in places:
@@ -161,6 +174,14 @@ class Renamer:
             if target is not None and not target.is_dir:
                 self._names.gone(target.ino, target, links, new_node, new_lname)
         return None
+
+    def _mark(self, marks: Marks, parent: Node, directory: Directory, replaced: Node, lname: bytes) -> bytes:
+        """Have an entry stand under the old key, because something not done is about to take its place.
+
+        Until then the replaced object keeps its plaintext name at every instant.
+        """
+        marks.unmake(directory)
+        return self._respeller.mark(parent, directory, replaced, lname)
 
     @staticmethod
     def _check(source: Node, target: Node | None, flags: int) -> None:

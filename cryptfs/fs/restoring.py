@@ -145,14 +145,14 @@ class Survey:
     def _directory(self, fd: int, place: tuple[bytes, ...], parent_id: bytes | None) -> Directory | None:
         try:
             with self._namespace:
-                header, slot = self._directories.read_header(fd, parent_id)
+                directory = self._directories.enter(fd, parent_id)
         except OSError:
             self.summary.unreadable += 1
             return None
         if not place:
-            self._compare(*ROOT_PLACE, header, b"(the root directory)")
-        self._seen_directories.add(header.object_id)
-        return Directory(fd, header, slot)
+            self._compare(*ROOT_PLACE, directory.header, b"(the root directory)")
+        self._seen_directories.add(directory.header.object_id)
+        return directory
 
     def _entries(self, directory: Directory, path: bytes) -> Iterator[bytes]:
         """Compare what is in a directory; yields the directories in it."""

@@ -33,6 +33,7 @@ from cryptfs.fs.filesystem import FileSystem
 from cryptfs.fs.jobs import Job
 from cryptfs.fs.nodes import Node
 from cryptfs.fs.throttle import Progress, Throttle
+from cryptfs.fs.unreadable import reading
 from cryptfs.fs.walk import Folder, Walk, count_objects
 from cryptfs.vault.dirlog import CARRIED_AT, CARRIED_MAX, RECORD_SIZE
 from cryptfs.vault.diskio import pread_all, pwrite_all, syncfs
@@ -73,8 +74,8 @@ class _Item:
 class Rewrap:
     """The job for one filesystem. `run` may be called from a thread of its own, once."""
 
-    def __init__(self, fs: FileSystem, throttle: Throttle) -> None:
-        self.progress = Progress()
+    def __init__(self, fs: FileSystem, throttle: Throttle, progress: Progress | None = None) -> None:
+        self.progress = throttle.progress = progress or Progress()
         self._fs = fs
         self._parts = fs.parts
         self._throttle = throttle
@@ -114,7 +115,7 @@ class Rewrap:
         vault.state.use(keyring)
         vault.journal.rewrap()
         for _ in range(PASSES):
-            progress.phase, progress.done = "rewrapping", 0
+            progress.begin("rewrapping")
             self._walk.run()
             while self._batch or self._in_use:
                 self._finish()
@@ -128,7 +129,7 @@ class Rewrap:
 
     def _read_again(self, keyring: Keyring) -> Summary:
         progress, summary = self.progress, Summary(self.current)
-        progress.phase, progress.done = "checking", 0
+        progress.begin("checking")
         for finding in EpochReader(self._parts.vault.path, self._parts.vault.vault_id, keyring).read():
             summary.add(finding)
             progress.done = summary.objects
@@ -141,16 +142,21 @@ class Rewrap:
     def _on_directory(self, node: Node) -> None:
         with self._parts.lock:
             self._parts.directories.trim()
-            directory = self._parts.directories.get(node)
+            with reading():
+                directory = self._parts.directories.get(node)
             try:
-                fd = os.open(DIR_HEADER, _OPEN, dir_fd=directory.fd)
+                with reading():
+                    fd = os.open(DIR_HEADER, _OPEN, dir_fd=directory.fd)
             except FileNotFoundError:
                 fd = -1
             try:
                 old = directory.header.epoch != self.current
-                if fd >= 0 and not old and not _needs(pread_all(fd, READ_SIZE, 0), self.current):
-                    os.close(fd)
-                    return
+                if fd >= 0 and not old:
+                    with reading():
+                        area = pread_all(fd, READ_SIZE, 0)
+                    if not _needs(area, self.current):
+                        os.close(fd)
+                        return
                 if old or fd < 0:
                     self._parts.objects.write_directory(node, directory, directory.header.copy())
                     self.progress.changed += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cryptfs.vault.header import bounded_time
+
 
 class Attr(NamedTuple):
     """The attributes of one inode, as stat(2) shows them.
@@ -53,6 +55,15 @@ class SetAttr:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+
+    def bound_times(self) -> None:
+        """A time that no header can hold becomes the nearest one that it can, as every file system has it."""
+        if self.atime_ns is not None:
+            self.atime_ns = bounded_time(self.atime_ns)
+        if self.mtime_ns is not None:
+            self.mtime_ns = bounded_time(self.mtime_ns)
+        if self.ctime_ns is not None:
+            self.ctime_ns = bounded_time(self.ctime_ns)
 
 
 class Owner(NamedTuple):

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import itertools
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cryptfs.errors import CryptfsError
+from cryptfs.fs.comparison import record_of
 from cryptfs.fs.directory import Directory
-from cryptfs.fs.metadata import IndexedKnowledge, record_of
+from cryptfs.fs.metadata import IndexedKnowledge
 from cryptfs.fs.nodes import ROOT, Node
 from cryptfs.fs.types import Attr
 from cryptfs.index import records
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 SLICE = 64
 """Entries between two moments at which others get their turn."""
+
+Read = Callable[[int, int], Generator[tuple[bytes, Attr, int], None, None]]
+"""Lists an open directory from an offset on."""
 
 Progress = Callable[[int], None]
 """Called with the number of entries done so far."""
@@ -54,7 +58,9 @@ class Outcome:
 
 
 def index_of(fs: FileSystem) -> IndexedKnowledge:
-    """The index of a filesystem. Raises CryptfsError where it has none."""
+    """The index of a filesystem. Raises CryptfsError where it has none that it may change."""
+    if fs.vault.read_only:
+        raise CryptfsError("This mount has no metadata index of its own: mounted read-only.")
     if not isinstance(fs.knowledge, IndexedKnowledge) or fs.knowledge.is_off:
         raise CryptfsError(f"This mount has no metadata index: {fs.knowledge.why_not}.")
     return fs.knowledge
@@ -66,7 +72,7 @@ def rebuild(fs: FileSystem, progress: Progress) -> Outcome:
     with knowledge.lock:
         knowledge.forget_everything()
     outcome = Outcome()
-    for _, entries in _walk(fs):
+    for _, entries in _walk(fs, fs.learn):
         if entries is None:
             outcome.directories += 1
             index_of(fs)  # or the disk of the index is full meanwhile
@@ -89,7 +95,7 @@ def verify(fs: FileSystem, progress: Progress) -> Outcome:
     """Compare every record with the ciphertext; what was out of date or wrong is then read anew."""
     knowledge = index_of(fs)
     outcome = Outcome()
-    for ino, entries in _walk(fs):
+    for ino, entries in _walk(fs, fs.readdir):
         if entries is not None:
             continue
         outcome.directories += 1
@@ -131,7 +137,9 @@ def judge(knowledge: IndexedKnowledge, parent: Node, directory: Directory, lname
     shelf = knowledge.shelf_of(parent, directory)
     value = knowledge.get(shelf, knowledge.catalog.key(shelf.prefix, lname))
     try:
-        found = knowledge.objects.inspect(directory, lname)
+        found = knowledge.objects.inspect(parent, directory, lname)
+        if found is None and value is None:
+            knowledge.objects.look(parent, directory, lname)  # a remnant of a power cut is not there
     except FileNotFoundError:
         return Worth.WRONG if value is not None and shelf.complete else None
     except OSError:
@@ -147,15 +155,15 @@ def judge(knowledge: IndexedKnowledge, parent: Node, directory: Directory, lname
     old = records.file_of(value)
     true = record_of(knowledge.number(st.st_ino), header, st, size, records.name_of(value))
     # Blocks are allocated late; the change time of the ciphertext is not shown to anybody.
-    if true[0] == records.FILE and records.file_of(true)._replace(blocks=0, changed=0) == old._replace(
+    if records.kind_of(true) == records.FILE and records.file_of(true)._replace(
         blocks=0, changed=0
-    ):
+    ) == old._replace(blocks=0, changed=0):
         return Worth.RECORDED
     same = old.changed == st.st_ctime_ns and old.ino == knowledge.number(st.st_ino) and st.st_nlink == 1
     return Worth.WRONG if same or shelf.complete else Worth.OUTDATED
 
 
-def _walk(fs: FileSystem) -> Iterator[tuple[int, list[Attr] | None]]:
+def _walk(fs: FileSystem, read: Read) -> Iterator[tuple[int, list[Attr] | None]]:
     """Every directory, each before those in it: first alone, then with its entries, some at a time.
 
     Holds a reference on the directories that are still to come.
@@ -166,7 +174,7 @@ def _walk(fs: FileSystem) -> Iterator[tuple[int, list[Attr] | None]]:
             ino = todo.pop()
             try:
                 yield ino, None
-                for part in _listed(fs, ino, todo):
+                for part in _listed(fs, read, ino, todo):
                     yield ino, part
             except OSError:
                 continue  # removed meanwhile, or damaged
@@ -178,14 +186,14 @@ def _walk(fs: FileSystem) -> Iterator[tuple[int, list[Attr] | None]]:
             fs.forget(ino, 1)
 
 
-def _listed(fs: FileSystem, ino: int, found: list[int]) -> Iterator[list[Attr]]:
+def _listed(fs: FileSystem, read: Read, ino: int, found: list[int]) -> Iterator[list[Attr]]:
     """The entries of a directory; those that are directories are added to `found`, with a reference."""
     handle = fs.opendir(ino)
     try:
         offset = 0
         while True:
             part = []
-            with closing(fs.readdir(handle, offset)) as listing:
+            with closing(read(handle, offset)) as listing:
                 for entry in itertools.islice(listing, SLICE):
                     attr, offset = entry[1], entry[2]
                     if attr.ino and stat.S_ISDIR(attr.mode):

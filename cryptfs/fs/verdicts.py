@@ -43,12 +43,14 @@ def missing(
     store: WitnessStore, directory_id: bytes, lnames: Iterable[bytes]
 ) -> Iterator[tuple[bytes, Held]]:
     """The recorded names of a directory that are not among its entries. Raises Unavailable."""
-    there: set[bytes] | None = None
-    for key, record in store.below(directory_id):
-        if there is None:
-            there = {store.key(directory_id, lname) for lname in lnames}
-        if key not in there:
-            yield key, record
+    recorded = store.keys_below(directory_id)
+    if recorded:
+        there = {store.key(directory_id, lname) for lname in lnames}
+        for key in recorded:
+            if key not in there:
+                record = store.get(key)
+                if record is not None:
+                    yield key, record
 
 
 def lower_path(parent: Node | None, lname: bytes) -> str:

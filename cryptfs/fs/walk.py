@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from cryptfs.fs.filesystem import Parts
 from cryptfs.fs.nodes import ROOT, Node
+from cryptfs.fs.parts import Parts
 from cryptfs.fs.throttle import Progress, Throttle
+from cryptfs.fs.unreadable import Unreadable, reading
 from cryptfs.vault.names import is_entry
 
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -33,7 +35,8 @@ class Folder:
 
 
 class Walk:
-    """One job's walk. `on_directory(node)` is called without locks before anything below the directory;
+    """One job's walk. `on_directory(node)` is called without locks before anything below the directory, and
+    may raise Unreadable, which is counted;
     `on_entry(folder, lname)` with the namespace lock held, and returns the node of a directory to go into;
     `between()` now and then, without locks.
     """
@@ -53,6 +56,10 @@ class Walk:
         self._on_directory = on_directory
         self._on_entry = on_entry
         self._between = between
+        self.order: Callable[[int, list[bytes]], None] = lambda fd, names: None
+        """Puts the entries of a directory, open as `fd`, in order, the last one to be visited first."""
+        self.counts = True
+        """Whether each entry counts for the limit of the throttle."""
         self._moved: list[Node] = []
 
     @contextmanager
@@ -67,6 +74,10 @@ class Walk:
                 self._parts.committer.on_moved = None
 
     def _note(self, node: Node) -> None:
+        self._moved.append(node)
+
+    def again(self, node: Node) -> None:
+        """Visit a directory once more, with all below it. The caller holds the namespace lock."""
         self._moved.append(node)
 
     def run(self) -> None:
@@ -129,7 +140,8 @@ class Walk:
             while names:
                 node = self._on_entry(folder, names.pop())
                 self._progress.done += 1
-                throttle.count()
+                if self.counts:
+                    throttle.count()
                 if node is not None:
                     self._parts.nodes.reference(node)
                     return node
@@ -142,19 +154,22 @@ class Walk:
             self._on_directory(node)
             with self._parts.lock:
                 self._parts.directories.trim()
-                directory = self._parts.directories.get(node)
+                with reading():
+                    directory = self._parts.directories.get(node)
                 # A description of our own: one that is shared has one position for all who list it.
                 fd = os.open(b".", _LIST, dir_fd=directory.fd)
                 if node.ino != ROOT:
                     self._parts.nodes.reference(node)
+        except Unreadable:
+            self._progress.damaged += 1  # the second reading tells which
+            return
         except OSError as problem:
-            if problem.errno == errno.EIO:
-                self._progress.damaged += 1  # the second reading tells which
-            elif problem.errno not in _GONE:
+            if problem.errno not in GONE:
                 raise
             return
         try:
             names = [name for name in map(os.fsencode, os.listdir(fd)) if is_entry(name)]
+            self.order(fd, names)
         except BaseException:
             os.close(fd)
             raise
@@ -169,10 +184,16 @@ class Walk:
 
 def count_objects(tree_fd: int, check: Callable[[], None]) -> int:
     """How many names there are below a ciphertext directory, without opening any of them."""
-    total = 1
+    return measure(tree_fd, check, sizes=False)[0]
+
+
+def measure(tree_fd: int, check: Callable[[], None], *, sizes: bool = True) -> tuple[int, int]:
+    """The same, and how many bytes the object files have; a file counts once for each of its names."""
+    total, size = 1, 0
     stack: list[tuple[int, list[str]]] = []
 
     def enter(name: str, dir_fd: int) -> int:
+        nonlocal size
         try:
             fd = os.open(name, _LIST | os.O_NOFOLLOW, dir_fd=dir_fd)
         except OSError:
@@ -180,6 +201,10 @@ def count_objects(tree_fd: int, check: Callable[[], None]) -> int:
         with os.scandir(fd) as entries:
             found = [entry for entry in entries if is_entry(os.fsencode(entry.name))]
             stack.append((fd, [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]))
+            for entry in found if sizes else ():
+                with suppress(FileNotFoundError):
+                    st = entry.stat(follow_symlinks=False)
+                    size += st.st_size if stat.S_ISREG(st.st_mode) else 0
         return len(found)
 
     total += enter(".", tree_fd)
@@ -195,4 +220,4 @@ def count_objects(tree_fd: int, check: Callable[[], None]) -> int:
     finally:
         for fd, _ in stack:
             os.close(fd)
-    return total
+    return total, size

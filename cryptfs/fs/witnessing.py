@@ -44,6 +44,8 @@ _SURVEY_MAX = 100_000
 """Directories with more entries are not searched for missing ones when they are listed."""
 _SURVEYED_MAX = 200_000
 """So many directories are remembered as searched."""
+_AHEAD_MAX = 20_000
+"""Of a directory with more entries, records are read one by one (about 250 bytes each)."""
 _TOLD_MAX = 10_000
 """So many refused and missing names are told apart; further ones are counted each time."""
 
@@ -78,6 +80,7 @@ class Witness:
         self._batch = 1
         self._sessions: set[int] = set()
         self._new_sessions: set[int] = set()
+        self._ahead: dict[bytes, Held] = {}
         self._surveyed: set[bytes] = set()
         self._refused: set[bytes] = set()
         self._replaced: set[bytes] = set()
@@ -182,11 +185,14 @@ class Witness:
         key = store.key(directory_id, lname)
         if key in self._pending or key in self._committing:
             return
-        try:
-            record = store.get(key)
-        except Unavailable as error:
-            return self._give_up(error)
+        record = self._ahead.get(key)
         verdict = Verdict.of(record, header)
+        if verdict is not Verdict.SAME:  # nor was it read ahead, or it has changed since
+            try:
+                record = store.get(key, named=False)
+            except Unavailable as error:
+                return self._give_up(error)
+            verdict = Verdict.of(record, header)
         if record is None or verdict is Verdict.NEW or verdict is Verdict.NEWER:
             return self._learn(key, header, lname)
         if verdict is Verdict.SAME:
@@ -202,6 +208,16 @@ class Witness:
                 )
             return self._learn(key, header, lname)
         self._refuse(key, parent, lname, record, header, verdict)
+
+    def read_ahead(self, directory_id: bytes, entries: int) -> None:
+        """Every object in a directory of so many entries is about to be checked: read all records at once."""
+        self._ahead = {}
+        if self._store is None or not self._compares or entries > _AHEAD_MAX:
+            return
+        try:
+            self._ahead = self._store.all_below(directory_id)
+        except Unavailable as error:
+            self._give_up(error)
 
     def _learn(self, key: bytes, header: Header, lname: bytes) -> None:
         if self._read_only or len(self._pending) >= _LEARN_MAX:
@@ -306,6 +322,7 @@ class Witness:
         for told in (self._refused, self._missing, self._replaced, self._surveyed):
             told.clear()
         self.told.clear()
+        self._ahead = {}
         self._events = dict.fromkeys(self._events, 0)
 
     # -- remembering -----------------------------------------------------------------------------

@@ -74,11 +74,16 @@ class ExtendedAttributes:
     def _load(self, node: Node) -> tuple[Header, dict[bytes, bytes]]:
         if not self._enabled:
             raise error(errno.ENOTSUP)
-        header = self._directories.get(node).header if node.is_dir else self._objects.open(node).header
+        former_key = None
+        if node.is_dir:
+            directory = self._directories.get(node)
+            header, former_key = directory.header, directory.former_key
+        else:
+            header = self._objects.open(node).header
         if not header.flags & FLAG_XATTR:
             return header, {}
         try:
-            return header, self._store.load(header.object_id, header.key)
+            return header, self._store.load(header.object_id, header.key, former_key)
         except IntegrityError:
             log.error("object %s: its extended attributes are damaged", header.object_id.hex())
             raise eio() from None

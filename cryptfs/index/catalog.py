@@ -12,16 +12,39 @@ from pathlib import Path
 
 from cryptfs.index.batch import Batch
 from cryptfs.index.environment import DATA, Environment, Unavailable, ValueDamaged
+from cryptfs.index.reading import Reading
 from cryptfs.index.seal import SUBJECT_SIZE
 from cryptfs.vault.vault import Vault
 
-__all__ = ["PURPOSE", "Catalog", "Unavailable", "ValueDamaged"]
+__all__ = ["PURPOSE", "RACY_NS", "Catalog", "Keys", "Unavailable", "ValueDamaged", "session_of"]
 
 PURPOSE = "metadata"
 _SHELF_SIZE = 12
 _SESSION = b"S"
-_RACY_NS = 2_000_000_000
+RACY_NS = 2_000_000_000
 """A file changed so shortly before the index was closed might have been changed again at the same time."""
+
+
+class Keys:
+    """The keys of records in an environment, whoever reads it."""
+
+    def __init__(self, environment: Environment | Reading) -> None:
+        self._hashed = environment.hashed
+        self._entry_hash = environment.hasher(10)
+
+    def shelf(self, ino: int, object_id: bytes) -> bytes:
+        """What the keys of a directory's entries begin with."""
+        return b"E" + self._hashed(_SHELF_SIZE - 1, ino.to_bytes(8, "little"), object_id)
+
+    def key(self, shelf: bytes, lname: bytes) -> bytes:
+        """The key of an entry, by its ciphertext name."""
+        return shelf + self._entry_hash(lname)
+
+
+def session_of(environment: Environment | Reading) -> int | None:
+    """The session in which an index was last brought to an end."""
+    value = environment.get(_SESSION)
+    return int.from_bytes(value, "little") if value else None
 
 
 class Catalog:
@@ -32,9 +55,10 @@ class Catalog:
         self._batch = Batch(environment)
         self.found = environment.found
         """Why it began empty although there was one, or nothing."""
-        self.believed_until = closed_at - _RACY_NS
+        self.believed_until = closed_at - RACY_NS
         """Ciphertext changed later (ns) is not to be recognised by its times."""
-        self._entry_hash = environment.hasher(10)
+        keys = Keys(environment)
+        self.shelf, self.key = keys.shelf, keys.key
         session = self._environment.get(_SESSION) if not self.found else None
         if session is not None and session != _number(last_session):
             self.found = "it was begun anew, because the vault was mounted without it since"
@@ -57,14 +81,6 @@ class Catalog:
         except BaseException:
             environment.close()
             raise
-
-    def shelf(self, ino: int, object_id: bytes) -> bytes:
-        """What the keys of a directory's entries begin with."""
-        return b"E" + self._environment.hashed(_SHELF_SIZE - 1, ino.to_bytes(8, "little"), object_id)
-
-    def key(self, shelf: bytes, lname: bytes) -> bytes:
-        """The key of an entry, by its ciphertext name."""
-        return shelf + self._entry_hash(lname)
 
     def get(self, key: bytes) -> bytes | None:
         """A record. Raises ValueDamaged, Unavailable: then nothing in that directory is to be believed."""

@@ -11,41 +11,42 @@ What may be believed after an unclean stop depends on what it is for:
 * what must be kept (`durable=True`) is synced with every commit; after an unclean stop all pages are
   checked before LMDB trusts them.
 
-On disk, in `PLACE/PURPOSE/`: `lock` (locked by the one writer), `seal` (see `seal`), `data.mdb` and LMDB's
-`lock.mdb`. In the database, key `00 ‖ u32 run` holds the nonce prefix of a run (12 bytes, not secret).
+On disk, in `PLACE/PURPOSE/`: the files of `files`, and `seal`. In the database, key `00 ‖ u32 run` holds the
+nonce prefix of a run (12 bytes, not secret).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import lmdb
 
 from cryptfs.index import pages
+from cryptfs.index.files import DATA, empty, is_read, locked, lower, unlock
 from cryptfs.index.place import Unavailable, tag_as_cache
 from cryptfs.index.seal import CLOSED, NEW, OPEN, Seal, SealInvalid
 from cryptfs.index.sealing import Sealing, ValueDamaged
 from cryptfs.vault.header import KeyringLike
 
-__all__ = ["Damaged", "Environment", "Unavailable", "ValueDamaged", "discard"]
+__all__ = ["DATA", "Damaged", "Environment", "Unavailable", "ValueDamaged", "discard"]
 
 log = logging.getLogger(__name__)
 
 Item = tuple[bytes, bytes | None]
 """A record to write; None removes it."""
 
-DATA, LOCK = "data.mdb", "lock"
 MAP_START = 64 << 20
 """Bytes of address space to begin with; doubled whenever they are full."""
-_RUNS = b"\0"
+PREFIX_OF_RUNS = b"\0"
+"""What the keys of the writers' nonce prefixes begin with."""
 _SUBJECT = bytes(16)
 
 
@@ -107,17 +108,17 @@ class Environment:
             folder.mkdir(mode=0o700, exist_ok=True)
             if folder.lstat().st_uid != os.geteuid():
                 raise Unavailable(f"The folder {folder} belongs to another user.")
-            lock = _locked(folder)
+            lock = locked(folder)
             if not durable:
                 tag_as_cache(folder)
             self = cls(folder, purpose, vault_id, keyring, durable, subject)
             self._lock_fd = lock
             return self
         except (OSError, lmdb.Error) as error:
-            _unlock(lock)
+            unlock(lock)
             raise Unavailable(f"The folder {folder} cannot be used: {_reason(error)}.") from None
         except BaseException:
-            _unlock(lock)
+            unlock(lock)
             raise
 
     _lock_fd = -1
@@ -136,28 +137,29 @@ class Environment:
                 raise Damaged(f"{self.folder} cannot be trusted: {error}.") from None
             if known:
                 self.found = f"it was begun anew, because {error}"
-                _empty(self.folder)
+                empty(self.folder)
             self._seal = Seal.new(subject)
-        with contextlib.suppress(FileNotFoundError):
-            (self.folder / "lock.mdb").unlink()  # nobody else has it open: see `lock`
+        if not is_read(self.folder):
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / "lock.mdb").unlink()  # nobody else has it open: see `lock`
         if self._seal.state != NEW:
             self._seal.state = OPEN
         self._seal.lower, self._seal.subject = (0, 0, 0), subject
         self._seal.save(self.folder, self._purpose, self._vault_id, self._keyring)
         size = data.stat().st_size if data.exists() else 0
         self._map_size = max(MAP_START, 1 << (size * 2 - 1).bit_length() if size else 0)
-        # No read-ahead: entries of one directory lie together, the rest is not wanted. Cleared memory:
+        # Read-ahead: a walk of a cold archive else waits for the disk at every eighth entry. Cleared memory:
         # LMDB would write what was in it before, and that may be anything.
         self._lmdb = lmdb.open(
             str(self.folder), map_size=self._map_size, mode=0o600, sync=self.durable, metasync=self.durable,
-            readahead=False, meminit=True, max_readers=16, max_spare_txns=2, subdir=True, create=True,
+            readahead=True, meminit=True, max_readers=16, max_spare_txns=2, subdir=True, create=True,
         )  # fmt: skip
 
     def _believe(self, data: Path, subject: bytes) -> None:
         """Raise SealInvalid unless the LMDB file may be opened and its content be used."""
         seal = self._seal
         if seal.state == NEW:
-            _empty(self.folder)  # whoever made it got no further
+            empty(self.folder)  # whoever made it got no further
             return
         if not self.durable:
             if seal.epoch != self._keyring.current.number:
@@ -166,9 +168,9 @@ class Environment:
                 raise SealInvalid("it describes another copy of the vault")
             if seal.state != CLOSED:
                 raise SealInvalid("the last mount did not end cleanly")
-            if not data.exists() or _lower(data) != seal.lower:
+            if not data.exists() or lower(data) != seal.lower:
                 raise SealInvalid("its file was changed by something else")
-        elif seal.state != CLOSED or not data.exists() or _lower(data) != seal.lower:
+        elif seal.state != CLOSED or not data.exists() or lower(data) != seal.lower:
             try:
                 with open(data, "rb") as file:
                     pages.check(file)
@@ -178,16 +180,16 @@ class Environment:
                 raise SealInvalid(f"its file is damaged ({error})") from None
 
     def _prefix(self, run: int) -> bytes | None:
-        return self._raw(_RUNS + run.to_bytes(4, "big"))
+        return self._raw(PREFIX_OF_RUNS + run.to_bytes(4, "big"))
 
     def _begin_run(self) -> None:
         with self._lmdb.begin() as txn, txn.cursor() as cursor:
             last = 0
-            found = cursor.prev() if cursor.set_range(_RUNS + b"\xff" * 5) else cursor.last()
-            if found and cursor.key()[:1] == _RUNS:
+            found = cursor.prev() if cursor.set_range(PREFIX_OF_RUNS + b"\xff" * 5) else cursor.last()
+            if found and cursor.key()[:1] == PREFIX_OF_RUNS:
                 last = int.from_bytes(cursor.key()[1:], "big")
         run = last + 1
-        self._run = _RUNS + run.to_bytes(4, "big"), self._sealing.begin(run)
+        self._run = PREFIX_OF_RUNS + run.to_bytes(4, "big"), self._sealing.begin(run)
         self._write([self._run])
 
     # -- keys ------------------------------------------------------------------------------------
@@ -228,8 +230,7 @@ class Environment:
 
         They begin behind the key `after`. Raises ValueDamaged if one of them is, and Unavailable.
         """
-        opened = self._sealing.open
-        return [(key, opened(key, sealed)) for key, sealed in self._range(prefix, limit, after)]
+        return self._sealing.open_all(self._range(prefix, limit, after))
 
     def keys(self, prefix: bytes) -> list[bytes]:
         """The keys that begin with `prefix`. Raises Unavailable."""
@@ -243,54 +244,44 @@ class Environment:
             if there and after and cursor.key() == after:
                 there = cursor.next()
             if there:
-                for key, sealed in cursor:
-                    if key[:size] != prefix or len(found) >= limit:
+                for item in cast("Iterator[tuple[bytes, bytes]]", cursor):
+                    if item[0][:size] != prefix or len(found) >= limit:
                         break
-                    found.append((bytes(key), bytes(sealed)))
+                    found.append(item)
         return found
 
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, items: Iterable[Item]) -> None:
-        """Write and remove records in one transaction, durably if the environment is.
+        """Write and remove records in one transaction, durably if the environment is; of one key, the last.
 
         Raises Unavailable if the disk refuses (and from then on for everything).
         """
-        seal = self._sealing.seal
-        self._write([(key, None if value is None else seal(key, value)) for key, value in sorted(items)])
+        changed: list[tuple[bytes, bytes]] = []
+        removed: list[bytes] = []
+        for key, value in sorted(dict(items).items()):
+            if value is None:
+                removed.append(key)
+            else:
+                changed.append((key, value))
+        self._write(self._sealing.seal_all(changed), removed)
 
-    def _write(self, sealed: list[Item]) -> None:
+    def _write(self, sealed: list[tuple[bytes, bytes]], removed: Iterable[bytes] = ()) -> None:
         with self._writing:
             while True:
                 if self._failed:
                     raise Unavailable(self._failed)
                 try:
-                    with self._lmdb.begin(write=True) as txn:
-                        for key, value in sealed:
-                            if value is None:
-                                txn.delete(key)
-                            else:
-                                txn.put(key, value)
+                    with self._lmdb.begin(write=True) as txn, txn.cursor() as cursor:
+                        for key in removed:
+                            txn.delete(key)
+                        cursor.putmulti(sealed)
                     break
                 except lmdb.MapFullError:
                     self._grow()
                 except (lmdb.Error, OSError) as error:
                     raise self._fail(error) from None
             self._retire()
-
-    def bulk(self, items: Iterable[tuple[bytes, bytes]], chunk: int = 20000) -> Iterator[int]:
-        """Write many new records whose keys ascend, behind all there are; yields how many so far."""
-        seal = self._sealing.seal
-        part: list[Item] = []
-        count = 0
-        for key, value in items:
-            part.append((key, seal(key, value)))
-            if len(part) >= chunk:
-                self._write(part)
-                count, part = count + len(part), []
-                yield count
-        self._write(part)
-        yield count + len(part)
 
     def _retire(self) -> None:
         """The read transaction shows what was before this commit: let go of it.
@@ -375,13 +366,13 @@ class Environment:
                 self._lmdb.close()
                 reason, self._failed = self._failed, self._failed or "It is closed."
             if keep and not reason:
-                self._seal.state, self._seal.lower = CLOSED, _lower(self.folder / DATA)
+                self._seal.state, self._seal.lower = CLOSED, lower(self.folder / DATA)
                 self._seal.save(self.folder, self._purpose, self._vault_id, self._keyring)
         except OSError as error:
             # Without its seal it is begun anew, or checked, by the next mount.
             log.warning("%s cannot be sealed: %s", self.folder, error.strerror)
         finally:
-            _unlock(self._lock_fd)
+            unlock(self._lock_fd)
             self._lock_fd = -1
 
 
@@ -389,7 +380,7 @@ def discard(place: Path, purpose: str) -> bool:
     """Remove an environment that nobody has open; whether there was one. Unavailable if it is in use."""
     folder = place / purpose
     try:
-        lock = _locked(folder)
+        lock = locked(folder)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -399,37 +390,8 @@ def discard(place: Path, purpose: str) -> bool:
     except OSError as error:
         raise Unavailable(f"The folder {folder} cannot be removed: {_reason(error)}.") from None
     finally:
-        _unlock(lock)
+        unlock(lock)
     return True
-
-
-def _locked(folder: Path) -> int:
-    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise Unavailable(f"The folder {folder} is in use by another mount.") from None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _unlock(fd: int) -> None:
-    if fd >= 0:
-        os.close(fd)
-
-
-def _empty(folder: Path) -> None:
-    for name in (DATA, "lock.mdb", "seal"):
-        with contextlib.suppress(FileNotFoundError):
-            (folder / name).unlink()
-
-
-def _lower(data: Path) -> tuple[int, int, int]:
-    st = data.stat()
-    return st.st_ino, st.st_size, st.st_ctime_ns
 
 
 def _reason(error: Exception) -> str:

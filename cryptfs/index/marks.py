@@ -46,7 +46,7 @@ class Marks:
         data = os.pread(self._fd, _SIZE, 0)
         if data:
             try:
-                self.found = self._decode(data)
+                self.found = _decode(data, key)
             except ValueError:
                 self.damaged = True
         self.now: dict[bytes, int] = {}
@@ -57,20 +57,10 @@ class Marks:
             self._write({})
             fsync_path(str(path.parent))
 
-    def _decode(self, data: bytes) -> dict[bytes, int]:
-        if len(data) != _SIZE or not hmac.compare_digest(self._tag(data[:-_TAG]), data[-_TAG:]):
-            raise ValueError
-        (count,) = _COUNT.unpack_from(data)
-        entries = (_ENTRY.unpack_from(data, _COUNT.size + i * _ENTRY.size) for i in range(count))
-        return dict(entries)
-
-    def _tag(self, data: bytes) -> bytes:
-        return hashlib.blake2b(data, key=self._key, digest_size=_TAG).digest()
-
     def _write(self, marks: dict[bytes, int], *, durably: bool = True) -> None:
         body = _COUNT.pack(len(marks)) + b"".join(_ENTRY.pack(*item) for item in marks.items())
         body = body.ljust(_SIZE - _TAG, b"\0")
-        pwrite_all(self._fd, body + self._tag(body), 0)
+        pwrite_all(self._fd, body + _tag(body, self._key), 0)
         if durably:
             os.fdatasync(self._fd)
 
@@ -110,3 +100,27 @@ class Marks:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+
+def read_marks(path: Path, key: bytes) -> dict[bytes, int] | None:
+    """The marks in a file, beside whoever writes them; None if they are damaged."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_SIZE)
+        return _decode(data, key) if data else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        return None
+
+
+def _decode(data: bytes, key: bytes) -> dict[bytes, int]:
+    if len(data) != _SIZE or not hmac.compare_digest(_tag(data[:-_TAG], key), data[-_TAG:]):
+        raise ValueError
+    (count,) = _COUNT.unpack_from(data)
+    entries = (_ENTRY.unpack_from(data, _COUNT.size + i * _ENTRY.size) for i in range(count))
+    return dict(entries)
+
+
+def _tag(data: bytes, key: bytes) -> bytes:
+    return hashlib.blake2b(data, key=key, digest_size=_TAG).digest()

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cryptfs.errors import StorageError
-from cryptfs.vault.diskio import file_system_type
+from cryptfs.vault.lower import file_system_type
 
 OVERRIDE = "CRYPTFS_STATE_DIR"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -75,6 +75,15 @@ class Sealing:
         count = next(self._count).to_bytes(_COUNT, "little")
         return self._run + count + self._cipher.encrypt(_PAD + count, value, key)
 
+    def seal_all(self, items: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """`seal` of many, each with its key."""
+        run, encrypt = self._run, self._cipher.encrypt
+        sealed: list[tuple[bytes, bytes]] = []
+        for (key, value), number in zip(items, self._count, strict=False):
+            count = number.to_bytes(_COUNT, "little")
+            sealed.append((key, run + count + encrypt(_PAD + count, value, key)))
+        return sealed
+
     def open(self, key: bytes, sealed: bytes) -> bytes:
         """Undo `seal`; ValueDamaged."""
         run = int.from_bytes(sealed[:_RUN], "little")
@@ -85,6 +94,21 @@ class Sealing:
             return cipher.decrypt(_PAD + sealed[_RUN:_HEAD], sealed[_HEAD:], key)
         except (InvalidTag, ValueError):
             raise ValueDamaged from None
+
+    def open_all(self, sealed: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """`open` of many, each with its key."""
+        opened: list[tuple[bytes, bytes]] = []
+        last: bytes | None = None
+        for key, value in sealed:
+            try:
+                if value[:_RUN] != last:
+                    last = value[:_RUN]
+                    run = int.from_bytes(last, "little")
+                    cipher = self._ciphers.get(run) or self._older(run)
+                opened.append((key, cipher.decrypt(_PAD + value[_RUN:_HEAD], value[_HEAD:], key)))
+            except (InvalidTag, ValueError):
+                raise ValueDamaged from None
+        return opened
 
     def _older(self, run: int) -> AESGCM:
         prefix = self._prefix_of(run)

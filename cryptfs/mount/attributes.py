@@ -23,8 +23,12 @@ class Presentation:
     def __init__(self, owner: Owner | None) -> None:
         self.owner = owner
 
-    def entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
-        entry = pyfuse3.EntryAttributes()
+    def entry(self, attr: Attr, entry: pyfuse3.EntryAttributes | None = None) -> pyfuse3.EntryAttributes:
+        """For the kernel; in `entry`, where an earlier one is not needed any more."""
+        if entry is None:
+            entry = pyfuse3.EntryAttributes()
+            entry.entry_timeout = CACHE_SECONDS
+            entry.attr_timeout = CACHE_SECONDS
         (
             entry.st_ino,
             entry.st_mode,
@@ -39,8 +43,6 @@ class Presentation:
             entry.st_ctime_ns,
             entry.generation,
         ) = attr
-        entry.entry_timeout = CACHE_SECONDS
-        entry.attr_timeout = CACHE_SECONDS
         owner = self.owner
         if owner is not None:
             entry.st_uid, entry.st_gid = owner

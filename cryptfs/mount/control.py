@@ -42,6 +42,7 @@ class Request(msgspec.Struct):
     token: str = ""
     action: str = ""
     limit: float = 0.0
+    despite_damage: bool = False
     key: bytes = b""
     arguments: dict[str, Any] = {}  # of commands that the mount layer does not know
 

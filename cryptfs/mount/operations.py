@@ -19,6 +19,7 @@ import stat
 import traceback
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -71,14 +72,14 @@ class Operations(_Base):  # type: ignore[misc]
         self.files: dict[int, int] = {}
         self.directories: dict[int, int] = {}
         self.busy: dict[int, int] = {}
-        self.paces: defaultdict[Body, Pace] = defaultdict(Pace)
+        self.paces: defaultdict[Body, Pace] = defaultdict(partial(Pace, workers.has_waited))
         self.requests = 0
         self.enable_acl = xattrs
         self.gate = Gate(workers.pass_on)
         self._xattrs = xattrs
         self._workers = workers
-        self._read_pace = Pace()
-        self._write_pace = Pace()
+        self._read_pace = Pace(workers.has_waited)
+        self._write_pace = Pace(workers.has_waited)
         self._syncs = Syncs()
         self._directory_syncs = Syncs()
         self._show = Presentation(owner)
@@ -114,6 +115,9 @@ class Operations(_Base):  # type: ignore[misc]
     def refuse(self, error: Exception) -> NoReturn:
         """Turn any exception of a body into an answer; the mount survives whatever it is."""
         if isinstance(error, OSError):
+            # On its way through threads and tasks it has become a part of a cycle, which is collected late;
+            # its frames hold what was to be written, in clear and sealed, some MiB each on a full disk.
+            traceback.clear_frames(error.__traceback__)
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
         if isinstance(error, pyfuse3.FUSEError):
             raise error
@@ -145,14 +149,12 @@ class Operations(_Base):  # type: ignore[misc]
             return _ABSENT
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        forget = self.fs.forget
-        for ino, count in inode_list:
-            if ino >= _DAMAGED:
-                continue
-            try:
-                forget(ino, count)
-            except Exception as error:
-                self._log_once(error)
+        self._syncs.it_was_a_forget()
+        self._directory_syncs.it_was_a_forget()
+        try:
+            self.fs.forget_all([item for item in inode_list if item[0] < _DAMAGED])
+        except Exception as error:
+            self._log_once(error)
 
     @changing
     def mkdir(
@@ -323,22 +325,26 @@ class Operations(_Base):  # type: ignore[misc]
 
     def _readdir(self, ino: int, dh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
         reply = pyfuse3.readdir_reply
-        entry, remember = self._entry, self.fs.remember
+        entry, taken, shown = self._entry, [], None
         while start < _DOTS:
             # The kernel takes no reference on these two. It knows the parent by itself.
             if not reply(token, b"." if start == 0 else b"..", entry(self.fs.getattr(ino)), start + 1):
                 return
             start += 1
-        for name, attr, next_offset in self.fs.readdir(dh, start - _DOTS):
+        listing = self.fs.readdir(dh, start - _DOTS)
+        for name, attr, next_offset in listing:
             if attr.ino:
-                if not reply(token, name, entry(attr), next_offset + _DOTS):
-                    return
-                remember(attr.ino)
+                shown = entry(attr, shown)  # the reply is a copy of it
+                if not reply(token, name, shown, next_offset + _DOTS):
+                    break
+                taken.append(attr.ino)
             else:
                 damaged = entry(attr._replace(ino=_DAMAGED + next_offset))
                 damaged.entry_timeout = damaged.attr_timeout = 0
                 if not reply(token, name, damaged, next_offset + _DOTS):
-                    return
+                    break
+        # As long as the listing is at hand, nobody else changes anything.
+        self.fs.remember_listed(dh, taken)
 
     async def releasedir(self, fh: int) -> None:
         self.requests += 1

@@ -4,7 +4,9 @@ A FUSE request costs little work and two wake-ups. The dear one is ours: a proce
 takes tens of microseconds to come back, more than a lookup takes to answer. A program that works
 through an archive sends its next request within a few microseconds of the last answer, so this module
 looks at the descriptor for up to `SPIN_SECONDS` before it lets the process sleep. Measured on a 2-core
-virtual machine, a request that does nothing went from 171 to 50 microseconds.
+virtual machine, a request that does nothing went from 171 to 50 microseconds. The first `NAP_SECONDS` of
+sleep are a single poll(2), without the scheduler's preparations for sleep, which cost as much processor time
+as a request: a database or a network client pauses that long between two requests.
 
 pyfuse3 waits through three names of its module global `trio`; `install()` replaces that global with a
 stand-in which supplies them and passes everything else on:
@@ -25,6 +27,7 @@ will have to wake the loop), none on a machine with one processor. The scheduler
 from __future__ import annotations
 
 import os
+import resource
 import select
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -37,9 +40,15 @@ import trio
 
 SPIN_SECONDS = 50e-6
 TURN_SECONDS = 2e-3
+NAP_SECONDS = 2e-3
 # A sleep this short says that the next request came while, or just after, one could have spun.
 SHORT_SLEEP_SECONDS = 150e-6
 BEST_SCORE = 32
+
+
+def voluntary_switches() -> int:
+    """How often this thread gave its processor away by itself: it slept, or waited for a disk or a lock."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 class Baton:
@@ -89,6 +98,7 @@ class PollingWait:
         self._poll = select.poll()
         self._fd = -1
         self._next_turn = 0.0
+        self._switches = voluntary_switches()
 
     async def __call__(self, fd: int) -> None:
         if fd != self._fd:
@@ -102,7 +112,7 @@ class PollingWait:
                 await trio.lowlevel.checkpoint()
                 now = perf_counter()
                 self._next_turn = now + TURN_SECONDS
-            ready = self._spin(now) or await self._sleep(fd)
+            ready = self._spin(now) or self._nap() or await self._sleep(fd)
         if ready and ready[0][1] & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
             raise trio.ClosedResourceError
 
@@ -119,14 +129,33 @@ class PollingWait:
             self._score += 1
         return ready
 
+    def _nap(self) -> list[tuple[int, int]]:
+        """Sleep for a moment that nothing else in this thread minds."""
+        started = perf_counter()
+        ready = self._poll.poll(NAP_SECONDS * 1e3)
+        self._slept(perf_counter() - started)
+        return ready
+
     async def _sleep(self, fd: int) -> list[tuple[int, int]]:
         started = perf_counter()
         await trio.lowlevel.wait_readable(fd)
         now = perf_counter()
         self._next_turn = now + TURN_SECONDS
-        if self._may_spin and now - started < SHORT_SLEEP_SECONDS and self._score < BEST_SCORE:
-            self._score += 2
+        self._slept(now - started)
         return self._poll.poll(0)
+
+    def _slept(self, seconds: float) -> None:
+        if self._may_spin and seconds < SHORT_SLEEP_SECONDS and self._score < BEST_SCORE:
+            self._score += 2
+        self._switches = voluntary_switches()
+
+    def has_waited(self) -> bool:
+        """Whether this thread waited for anything (a disk, a lock) since it last asked, or had nothing to do.
+
+        A request that took long without that was only kept from the processor by other programs.
+        """
+        before, self._switches = self._switches, voluntary_switches()
+        return self._switches > before
 
     def somebody_waits(self) -> bool:
         """Whether a request is there, unread."""
@@ -187,6 +216,7 @@ class SessionTrio:
         self.wait = PollingWait(self.baton, may_spin=may_spin)
         self.lowlevel = _Lowlevel(self.wait)
         self.somebody_waits = self.wait.somebody_waits
+        self.has_waited = self.wait.has_waited
 
     def Lock(self) -> Baton:
         return self.baton

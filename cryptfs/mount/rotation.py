@@ -15,12 +15,14 @@ import trio
 from cryptfs.errors import CryptfsError, UsageError, VaultInUse
 from cryptfs.fs import FileSystem
 from cryptfs.fs.jobs import Job
+from cryptfs.fs.reencrypt import reencrypt_job
 from cryptfs.fs.rewrap import rewrap_job
 from cryptfs.fs.throttle import Throttle
 from cryptfs.mount.control import Command, Request
 from cryptfs.vault.keyring import Keyring
 from cryptfs.vault.rotation import learn
 
+KINDS = ("rewrap", "reencrypt")
 _END_SECONDS = 60.0
 
 
@@ -49,7 +51,10 @@ class RotationControl:
         vault = self._fs.vault
         if not isinstance(vault.keyring, Keyring):
             raise CryptfsError("This mount was not made from a configuration.")
-        self._fs.use_keyring(learn(vault.path, vault.vault_id, key, vault.keyring))
+        keyring = learn(vault.path, vault.vault_id, key, vault.keyring)
+        self._fs.use_keyring(keyring)
+        if len(keyring) == 1 and not vault.read_only:
+            self._fs.reencryption_ended()
         return self._epochs()
 
     def _epochs(self) -> dict[str, Any]:
@@ -76,6 +81,8 @@ class RotationControl:
         throttle = Throttle(request.limit, self._activity)
         if request.action == "rewrap":
             return rewrap_job(self._fs, throttle)
+        if request.action == "reencrypt":
+            return reencrypt_job(self._fs, throttle, despite_damage=request.despite_damage)
         raise UsageError("The daemon does not know this kind of rotation: is it of another version?")
 
     async def _rotation(self, request: Request) -> dict[str, Any]:
@@ -93,4 +100,7 @@ class RotationControl:
 
     def _snapshot(self) -> dict[str, Any]:
         found = self._job.snapshot() if self._job is not None else {"state": "none"}
-        return {**found, **self._epochs()}
+        return {
+            **found, **self._epochs(), "kinds": KINDS,
+            "reencryption": self._fs.vault.reencryption.phase.value,
+        }  # fmt: skip

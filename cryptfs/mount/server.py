@@ -84,6 +84,9 @@ class Service(Protocol):
     def start(self, requests: Callable[[], int]) -> None:
         """The mount answers; `requests` counts what it was asked so far."""
 
+    def status(self) -> dict[str, Any]:
+        """Its part of what `cryptfs status` shows, at once: called in the event loop."""
+
 
 def serve(
     fs: Filesystem, options: MountOptions, ready: Callable[[], None], services: Sequence[Service] = ()
@@ -179,7 +182,7 @@ class Session:
         inner = getattr(fs, "unwatched", fs)
         if isinstance(inner, FileSystem):
             self.rotation = RotationControl(inner, lambda: operations.requests)
-        self.restores = Restores(inner)
+        self.restores = Restores(fs)
 
     def record(self) -> runtime.Record:
         options = self._options
@@ -391,8 +394,10 @@ class Session:
             **stats,
             **self.freezing.status(),
             "requests": self._operations.requests,
+            "memory_bytes": tuning.own_memory(),
             "open_files": len(self._operations.files),
             "read_bytes_per_second": round(self._rates[0]),
             "written_bytes_per_second": round(self._rates[1]),
             "index": stats.get("index", "none"),
+            **{name: value for service in self._services for name, value in service.status().items()},
         }

@@ -5,7 +5,8 @@ The way to a thread and back takes 50 to 100 microseconds, as much as deriving a
 
 * for what waits for the disk by its nature (fsync), unless that takes no time (tmpfs) or nobody else is
   there to be served meanwhile (`Syncs`);
-* for what lately did wait for the disk (`Pace`): then other callers are served meanwhile;
+* for what lately did wait for the disk (`Pace`): then other callers are served meanwhile. What only had to
+  share the processor with other programs is no faster in a thread;
 
 It does not pay for large requests as such, though encryption and system calls run without the interpreter's
 lock: on 2 processors one of them belongs to the program that reads or writes. Measured there, writing 400
@@ -39,14 +40,25 @@ COMPANY = 64
 
 
 class Pace:
-    """How long one kind of request took lately, beyond what its bytes cost."""
+    """How long one kind of request took lately, beyond what its bytes cost.
 
-    __slots__ = ("_average",)
+    `has_waited` tells whether the event loop's thread waited for anything lately (`PollingWait.has_waited`).
+    """
 
-    def __init__(self, assumed: float = 0.0) -> None:
+    __slots__ = ("_average", "_has_waited")
+
+    def __init__(self, has_waited: Callable[[], bool] = lambda: True, assumed: float = 0.0) -> None:
         self._average = assumed
+        self._has_waited = has_waited
 
     def note(self, seconds: float, size: int = 0) -> None:
+        """One was served in the event loop."""
+        seconds -= size * SECONDS_PER_BYTE
+        if seconds < SLOW_SECONDS or self._has_waited():
+            self._average += (seconds - self._average) / 8
+
+    def note_in_thread(self, seconds: float, size: int = 0) -> None:
+        """One was served in a thread."""
         self._average += (seconds - size * SECONDS_PER_BYTE - self._average) / 8
 
     @property
@@ -64,20 +76,25 @@ class Syncs(Pace):
 
     A program that syncs after each image or transaction is mostly alone with its mount, and the way to
     a thread and back costs it as much as the sync on a fast disk. So syncs stay in the event loop while
-    they are brief, until one of them ends with another request waiting.
+    they are brief, until one of them ends with another request waiting. Forgets do not count: nobody waits
+    for one, and a database that removes its journal after each transaction brings one each time.
     """
 
-    __slots__ = ("_company",)
+    __slots__ = ("_company", "_somebody_waited")
 
     def __init__(self) -> None:
         # Nothing is known yet: the first ones go to threads and are measured there.
         super().__init__(assumed=2 * BRIEF_SECONDS)
         self._company = 0
+        self._somebody_waited = False
 
     def may_stay(self) -> bool:
         """Whether the next sync should be done in the event loop."""
         if self.is_instant:
             return True
+        if self._somebody_waited:
+            self._somebody_waited = False
+            self._company = COMPANY
         if self._company:
             self._company -= 1
             return False
@@ -86,8 +103,11 @@ class Syncs(Pace):
     def stayed(self, seconds: float, *, somebody_waits: bool) -> None:
         """One was done in the event loop, after which another request was waiting, or none."""
         self.note(seconds)
-        if somebody_waits and not self.is_instant:
-            self._company = COMPANY
+        self._somebody_waited = somebody_waits and not self.is_instant
+
+    def it_was_a_forget(self) -> None:
+        """What was waiting after the last sync, if anything was, is a request that has no answer."""
+        self._somebody_waited = False
 
 
 class Workers:
@@ -98,6 +118,7 @@ class Workers:
 
     def __init__(self, session: SessionTrio) -> None:
         self.somebody_waits = session.somebody_waits
+        self.has_waited = session.has_waited
         self._baton = session.baton
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
 
@@ -120,5 +141,5 @@ class Workers:
 def _timed(pace: Pace, size: int, call: Callable[..., T], args: tuple[object, ...]) -> T:
     started = perf_counter()
     result = call(*args)
-    pace.note(perf_counter() - started, size)
+    pace.note_in_thread(perf_counter() - started, size)
     return result

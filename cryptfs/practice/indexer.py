@@ -203,6 +203,8 @@ class Indexer:
                 self._list(directory, deep)
                 if self._over() or len(self._queue):
                     break
+            if not (self.index.to_list or self._queue.overflowed):
+                self._queue.ids_changed = False  # everything was compared since
             return True
         if self.index.to_read:
             for file in self.index.next_reads(_READS):
@@ -314,7 +316,7 @@ class Indexer:
         if known is not None and known.is_dir == is_dir:
             if is_dir and not deep:
                 return
-            if not is_dir and index.is_current(known.child, _state(attr)):
+            if not is_dir and not self._queue.ids_changed and index.is_current(known.child, _state(attr)):
                 return
         self._fs.remember(attr.ino)
         try:

@@ -115,6 +115,13 @@ class StudyService:
             finally:
                 self._environment.close()
 
+    def status(self) -> dict[str, Any]:
+        """What `cryptfs status` shows of it: how much is still to be read, or why nothing is kept."""
+        if self._indexer.failed:
+            return _status("none", reason=self._indexer.failed.rstrip("."))
+        files, folders = self._indexer.left()
+        return _status("reading" if files or folders else "complete", files, folders)
+
     # -- answers ---------------------------------------------------------------------------------
 
     def _left(self) -> Completeness:
@@ -167,5 +174,14 @@ class NoStudies:
     def start(self, requests: Callable[[], int]) -> None:
         """There is nothing to be done."""
 
+    def status(self) -> dict[str, Any]:
+        """What `cryptfs status` shows: why there is none."""
+        return _status("none", reason=self._reason)
+
     def _refuse(self, arguments: dict[str, Any]) -> dict[str, Any]:
         raise CryptfsError(f"This mount has no index of studies: {self._reason}.")
+
+
+def _status(state: str, files: int = 0, folders: int = 0, reason: str = "") -> dict[str, Any]:
+    """`state` is "complete", "reading" or "none"; docs/mounting.md describes the fields."""
+    return {"studies": {"state": state, "to_read": files, "to_list": folders, "reason": reason}}

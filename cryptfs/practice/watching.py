@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cryptfs.fs import FileSystem
+from cryptfs.fs.restoring import Survey
 from cryptfs.fs.types import Attr, Owner, SetAttr
 
 QUEUE_MAX = 20_000
@@ -61,16 +62,21 @@ class Queue:
         self._limit = limit
         self.overflowed = False
         """Something was dropped since somebody set this to False."""
+        self.ids_changed = False
+        """Files that look as they did may have other object ids: one that was told of was dropped. Whoever
+        has compared everything since sets this to False."""
         self.closed = False
         """Nobody listens."""
 
     def __len__(self) -> int:
         return len(self._events)
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Event, *, rekeyed: bool = False) -> None:
+        """`rekeyed` says that it tells of a file that has another object id."""
         if self.closed:
             return
         if len(self._events) >= self._limit:
+            self.ids_changed = self.ids_changed or rekeyed
             self.overflowed = True
         else:
             self._events.append(event)
@@ -88,6 +94,7 @@ class WatchedFileSystem:
         self.close = close
         self._queue = queue
         self._writers: set[int] = set()
+        fs.on_rekeyed = self._tell_rekeyed
         # Bound here, so that reading and writing take no detour.
         for name in dir(fs):
             if not name.startswith("_") and name not in type(self).__dict__ and name != "close":
@@ -97,6 +104,11 @@ class WatchedFileSystem:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._fs, name)
+
+    def accept(self, survey: Survey) -> None:
+        """What was restored behind the mount is right: no event told of it, so everything is compared."""
+        self._fs.accept(survey)
+        self._queue.overflowed = True
 
     def _tell_named(self, parent: int, name: bytes, attr: Attr) -> None:
         if stat.S_ISREG(attr.mode) or stat.S_ISDIR(attr.mode):
@@ -108,6 +120,11 @@ class WatchedFileSystem:
                 self._queue.overflowed = True  # renamed or removed in this very moment
                 return
             self._queue.put(event)
+
+    def _tell_rekeyed(self, parent: bytes, name: bytes, child: bytes) -> None:
+        """A file was re-encrypted: it is another object now, and is read again."""
+        self._queue.put(Named(parent, name, child, False), rekeyed=True)
+        self._queue.put(Written(child), rekeyed=True)
 
     def _tell_written(self, ino: int) -> None:
         try:

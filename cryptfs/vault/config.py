@@ -31,6 +31,7 @@ from cryptfs.errors import (
 from cryptfs.keyslots import TYPEABLE, Secret
 from cryptfs.tpm.errors import OtherTpm
 from cryptfs.vault import configfile
+from cryptfs.vault.diskio import NotRegular
 from cryptfs.vault.document import (
     AUTHORITY_SIZE,
     MAX_LABEL,
@@ -112,6 +113,10 @@ def load(path: Path | str) -> Config:
     file = path / configfile.NAME
     try:
         return Config(path, parse(configfile.read(file)))
+    except NotRegular:
+        raise ConfigDamaged(
+            f"{file} is not a file: something else was put in its place{_hint(path)}."
+        ) from None
     except NotADirectoryError:
         raise NotAVault(f"{path} is not a folder.") from None
     except FileNotFoundError:
@@ -249,14 +254,20 @@ def remove_slot(unlocked: Unlocked, slot_id: str) -> Unlocked:
         return _replace(fresh, slots, slot_id=slot_id, revokes=True)
 
 
-def replace_keyring(unlocked: Unlocked, keyring: Keyring) -> Unlocked:
-    """Write another keyring. If an epoch is gone from it, `.previous` does not keep it either."""
+def replace_keyring(unlocked: Unlocked, keyring: Keyring, features: Sequence[str] | None = None) -> Unlocked:
+    """Write another keyring. If an epoch is gone from it, `.previous` does not keep it either.
+
+    `features` replace those that the configuration has.
+    """
     with _changing(unlocked) as fresh:
         if fresh.keyring != unlocked.keyring:
             raise VaultInUse("The keys of this vault were rotated in the meantime: start again.")
         kept = {epoch.number for epoch in keyring}
         revokes = any(epoch.number not in kept for epoch in fresh.keyring)
-        return _replace(fresh, fresh.config.slots, keyring=keyring, slot_id=fresh.slot_id, revokes=revokes)
+        return _replace(
+            fresh, fresh.config.slots, keyring=keyring, slot_id=fresh.slot_id, revokes=revokes,
+            features=features,
+        )  # fmt: skip
 
 
 def _open_private(vault_id: bytes, slot: Slot, secret: Secret) -> tuple[bytes, bytes] | None:
@@ -351,6 +362,7 @@ def _replace(
     keys: RootKeys | None = None,
     keyring: Keyring | None = None,
     revokes: bool = False,
+    features: Sequence[str] | None = None,
 ) -> Unlocked:
     """Write the configuration with these slots; one that revokes gets a new volume key."""
     _check_slots(slots)
@@ -364,7 +376,10 @@ def _replace(
             )
             for slot in slots
         ]
-    document = _seal_document(fresh.config.document, slots, keys, keyring)
+    base = fresh.config.document
+    if features is not None:
+        base = msgspec.structs.replace(base, features=list(features))
+    document = _seal_document(base, slots, keys, keyring)
     changed = Unlocked(Config(fresh.config.path, document), keys, keyring, slot_id)
     _write(changed, revokes=revokes)
     return changed

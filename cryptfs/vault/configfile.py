@@ -14,7 +14,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cryptfs.errors import StorageError, VaultInUse
+from cryptfs.errors import StorageError, UsageError, VaultInUse
+from cryptfs.vault.diskio import create, open_regular
 from cryptfs.vault.document import MAX_SIZE
 
 NAME = "cryptfs.json"
@@ -34,12 +35,8 @@ def locked(vault: Path, *, keep_leftovers: bool = False) -> Iterator[None]:
     What a killed change left is removed, unless the caller has to do that. The lock file stays: to
     remove it would let two processes lock two different files.
     """
-    descriptor = os.open(vault / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    descriptor = open_regular(vault / LOCK, os.O_RDWR | os.O_CREAT, mode=0o640)
     try:
-        # Locked once by root, it must not lock out the vault's owner for ever.
-        owner = vault.stat()
-        with contextlib.suppress(PermissionError):
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -54,8 +51,8 @@ def locked(vault: Path, *, keep_leftovers: bool = False) -> Iterator[None]:
 
 
 def read(file: Path) -> bytes:
-    """The file's bytes, one more than allowed at most."""
-    with file.open("rb") as stream:
+    """The file's bytes, one more than allowed at most. NotRegular if something else lies there."""
+    with open(open_regular(file, follow=True), "rb") as stream:
         return stream.read(MAX_SIZE + 1)
 
 
@@ -102,6 +99,23 @@ def copy_aside(file: Path, target: Path) -> None:
     sync_folder(file.parent)
 
 
+def write_new(file: Path, data: bytes) -> None:
+    """Make a file for its owner only, durably; UsageError if there is one. A failure leaves nothing of it."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(f"{file} exists already: name a file that does not.") from None
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        sync_folder(file.resolve().parent)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
 def _rename(temporary: Path, target: Path) -> None:
     try:
         temporary.rename(target)
@@ -121,7 +135,7 @@ def sync_folder(folder: Path) -> None:
 
 def _write_temporary(vault: Path, text: bytes, mode: int, like: Path) -> Path:
     path = vault / (_TEMPORARY + secrets.token_hex(8))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = create(path, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             # An administrator's change must not take the file away from the service that reads it.

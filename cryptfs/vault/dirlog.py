@@ -7,15 +7,19 @@ durable, however many there are.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
 
-from cryptfs.vault.diskio import NotRegular, fsync_path, open_regular, pwrite_all, replace_file
+from cryptfs.vault.diskio import NotRegular, open_regular, pwrite_all, replace_file
 from cryptfs.vault.header import DIRECTORY, MAGIC, SLOT_SIZE, Header, HeaderCodec, HeaderInvalid
 
 RECORD_SIZE = 256
 _MERGE_AT = 16
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What listing `dirs/` ends with where it is lost, or where something else is in its place."""
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 CARRIED_AT = 256
 """Where a file's header area has room for headers of directories above it (format section 4)."""
@@ -51,7 +55,7 @@ class DirLog:
         with self._lock:
             if self._fd < 0:
                 name = f"{self._path}/{self._name}"
-                self._fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._mode)
+                self._fd = open_regular(name, os.O_WRONLY | os.O_CREAT, mode=self._mode)
                 self._new = True
             pwrite_all(self._fd, carried(slot + parent_id), self._end)
             self._end += RECORD_SIZE
@@ -61,7 +65,8 @@ class DirLog:
     def sync(self) -> None:
         """Make every record appended so far durable; nothing to do if there is none.
 
-        Once that failed it fails for good, as with the journal.
+        Once that failed it fails for good, as with the journal. Where no file can be opened nothing was
+        synced yet, and the next call tries again.
         """
         with self._sync_lock:
             with self._lock:
@@ -69,14 +74,18 @@ class DirLog:
             if self.synced < target:
                 if self._failed is not None:
                     raise OSError(self._failed.errno, self._failed.strerror)
+                folder = os.open(self._path, _FOLDER) if self._new else -1
                 try:
                     os.fdatasync(fd)
-                    if self._new:
-                        fsync_path(self._path)
+                    if folder >= 0:
+                        os.fsync(folder)
                         self._new = False
                 except OSError as error:
                     self._failed = error
                     raise
+                finally:
+                    if folder >= 0:
+                        os.close(folder)
                 self.synced = target
 
     def candidates(self, parent_id: bytes | None = None) -> Iterator[Header]:
@@ -107,8 +116,10 @@ class DirLog:
         """
         try:
             names = sorted(name for name in os.listdir(self._path) if name.endswith(".log"))
-        except FileNotFoundError:
-            return
+        except OSError as error:
+            if error.errno in _NO_FOLDER:
+                return
+            raise
         for name in names:
             try:
                 log = open(open_regular(f"{self._path}/{name}"), "rb")

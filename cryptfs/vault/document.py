@@ -27,7 +27,9 @@ MAX_LABEL = 200
 MAX_INTEGER = (1 << 53) - 1
 MAX_DEPTH = 16
 VERSION = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
+REENCRYPTION = "reencryption"
+"""A feature of vaults that are being re-encrypted (docs/format.md section 13), and of no others."""
+KNOWN_FEATURES: frozenset[str] = frozenset({REENCRYPTION})
 # How the secret of a slot type may become its key: a passphrase never without Argon2id.
 KDFS: dict[str, tuple[type, ...]] = {
     "passphrase": (Argon2id,),

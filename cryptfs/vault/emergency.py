@@ -134,18 +134,7 @@ def _overwrite(path: Path, offset: int, size: int) -> None:
 
 def write_copy(file: Path, text: bytes) -> None:
     """Write a copy of the configuration to a new file (mode 0600), durably; UsageError if it exists."""
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise UsageError(f"{file} exists already: name a file that does not.") from None
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        configfile.sync_folder(file.resolve().parent)
-        if configfile.read(file) != text:
-            raise ConfigDamaged(f"{file} could not be read back: the disk fails.")
-    except BaseException:
+    configfile.write_new(file, text)
+    if configfile.read(file) != text:
         file.unlink(missing_ok=True)
-        raise
+        raise ConfigDamaged(f"{file} could not be read back: the disk fails.")

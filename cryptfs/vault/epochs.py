@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptfs.vault.dirlog import CARRIED_AT, CARRIED_MAX, RECORD_SIZE
-from cryptfs.vault.diskio import pread_all
+from cryptfs.vault.diskio import NotRegular, open_regular, pread_all
 from cryptfs.vault.header import (
     READ_SIZE,
     SLOT_OFFSETS,
@@ -28,7 +28,7 @@ from cryptfs.vault.header import (
 from cryptfs.vault.journal import Record, pending_records, segments
 from cryptfs.vault.keyring import Keyring
 from cryptfs.vault.layout import DIRS, JOURNAL, TREE
-from cryptfs.vault.names import DIR_HEADER, is_entry
+from cryptfs.vault.names import DIR_HEADER, OLD_HEADER, is_entry
 from cryptfs.vault.session import STATE_NAME
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -133,7 +133,7 @@ class EpochReader:
                     stack.append((inner, below, [DIR_HEADER, *_entries(inner)]))
                     continue
                 try:
-                    yield self._object(inner, below, name != DIR_HEADER)
+                    yield self._object(inner, below, name not in (DIR_HEADER, OLD_HEADER))
                 finally:
                     os.close(inner)
         finally:
@@ -184,21 +184,21 @@ class EpochReader:
         folder = self.path / DIRS
         for name in _listed(folder, ".log"):
             try:
-                with open(folder / name, "rb") as log:
+                with open(open_regular(folder / name), "rb") as log:
                     older: set[int] = set()
                     gone: set[int] = set()
                     while len(record := log.read(RECORD_SIZE)) == RECORD_SIZE:
                         self._opens(record[:SLOT_SIZE], older, gone)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotRegular):
                 continue  # brought together with others: that file is read, too, or is all new
             yield Finding(os.fsencode(f"{DIRS}/{name}"), None, frozenset(older), gone=frozenset(gone))
 
     def _journal(self) -> Iterator[Finding]:
         folder = str(self.path / JOURNAL)
         try:
-            with open(f"{folder}/{STATE_NAME}", "rb") as file:
+            with open(open_regular(f"{folder}/{STATE_NAME}"), "rb") as file:
                 number = int.from_bytes(file.read(8)[4:], "little")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotRegular):
             pass
         else:
             old = {number} & (self._numbers - {self.current})
@@ -234,7 +234,7 @@ class EpochReader:
 
 
 def _entries(fd: int) -> list[bytes]:
-    return [name for name in map(os.fsencode, os.listdir(fd)) if is_entry(name)]
+    return [name for name in map(os.fsencode, os.listdir(fd)) if is_entry(name) or name == OLD_HEADER]
 
 
 def _listed(folder: Path, suffix: str) -> list[str]:

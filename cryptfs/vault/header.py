@@ -51,6 +51,11 @@ _TYPE_BITS = {
 KIND_OF_TYPE = {bits: kind for kind, bits in _TYPE_BITS.items()}
 
 
+def bounded_time(ns: int) -> int:
+    """A time in nanoseconds since 1970, or the nearest that a header can hold: from 1677 to 2262."""
+    return max(-(1 << 63), min(ns, (1 << 63) - 1))
+
+
 def generation_of(slot: bytes) -> int:
     """The generation in a packed header that is known to be valid."""
     return int.from_bytes(slot[16:24], "little")

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cryptfs.crypto.aead import PREFIX_SIZE, TAG_SIZE, InvalidTag, Xaes
-from cryptfs.vault.diskio import NotRegular, fsync_path, open_regular, pread_all, pwrite_all
+from cryptfs.vault.diskio import NotRegular, create, fsync_path, open_regular, pread_all, pwrite_all
 from cryptfs.vault.header import (
     AREA_SIZE,
     READ_SIZE,
@@ -132,7 +132,7 @@ class _Segment:
 
     def __init__(self, path: str, number: int, header: Header, packed: bytes, mode: int) -> None:
         self.name = f"{path}/{number:016x}{SUFFIX}"
-        self.fd = os.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        self.fd = create(self.name, mode, os.O_RDWR)
         try:
             pwrite_all(self.fd, packed.ljust(AREA_SIZE, b"\0"), 0)
             os.fsync(self.fd)

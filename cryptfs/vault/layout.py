@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from cryptfs.vault.diskio import fsync_path, pwrite_all
+from cryptfs.vault.diskio import create, fsync_path, make_folder, pwrite_all
 from cryptfs.vault.header import DIRECTORY, Header, HeaderCodec, KeyringLike
 from cryptfs.vault.names import DIR_HEADER
 
@@ -42,7 +42,7 @@ def create_tree(
     # In the order in which a copy of a vault in use should be read: some tools go by inode numbers.
     for name in (DIRS, JOURNAL, TREE, XATTR):
         folder = path / name
-        folder.mkdir(mode=permissions.directory)
+        make_folder(folder, permissions.directory)
         os.chmod(folder, permissions.directory)
     codec = HeaderCodec(vault_id, keyring)
     now = time.time_ns()
@@ -54,7 +54,7 @@ def create_tree(
     root = os.fsencode(path / TREE) + b"/" + DIR_HEADER
     copy = os.fsencode(path / DIRS) + b"/0000000000000000.log"
     for name_, data in ((root, slot), (copy, slot.ljust(256, b"\0"))):
-        fd = os.open(name_, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions.file)
+        fd = create(name_, permissions.file)
         try:
             pwrite_all(fd, data, 0)
             os.fsync(fd)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from cryptfs.errors import VaultInUse
+from cryptfs.vault.diskio import open_regular
 from cryptfs.vault.layout import JOURNAL
 
 LOCK_NAME = "lock"
@@ -20,10 +21,10 @@ def take_lock(vault: Path, mode: int) -> int:
     """
     path = vault / JOURNAL / LOCK_NAME
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-    except OSError:
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT, mode=mode)
+    except PermissionError:
         # A backup's user may be allowed to read only, which is enough for a lock.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(path)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

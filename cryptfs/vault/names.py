@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptfs.crypto.derive import expand
 
 DIR_HEADER = b"@dir"
+OLD_HEADER = b"@old"
+"""The header that a directory had before it got a new key (docs/format.md section 13)."""
 LONG_PREFIX = b"@l"
 LONG_SUFFIX = b".name"
 TEMP_PREFIX = b"@tmp-"
@@ -75,17 +77,22 @@ def unpack_text(text: bytes) -> bytes:
 
 
 class NameCipher:
-    """The names in one directory."""
+    """The names in one directory. The last name is kept: what is looked up is often made or removed next."""
 
-    __slots__ = ("_associated", "_siv")
+    __slots__ = ("_associated", "_last", "_siv")
 
     def __init__(self, object_key: bytes, object_id: bytes) -> None:
         self._siv = AESSIV(expand(object_key, "cryptfs v1 names", 64))
         self._associated = [object_id]
+        self._last = (b"", b"")
 
     def encrypt(self, name: bytes) -> bytes:
         """The encrypted name as text; longer than 255 bytes for long names."""
-        return pack_text(self._siv.encrypt(name, self._associated))
+        last, text = self._last
+        if name != last:
+            text = pack_text(self._siv.encrypt(name, self._associated))
+            self._last = name, text
+        return text
 
     def decrypt(self, text: bytes) -> bytes:
         """The plaintext of an encrypted name; NameInvalid if it is not one of this directory's."""
@@ -96,3 +103,20 @@ class NameCipher:
         if not 1 <= len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
             raise NameInvalid
         return name
+
+
+class TwoKeys(NameCipher):
+    """The names in a directory that is being re-encrypted: under its key, or the one that it had before."""
+
+    __slots__ = ("former",)
+
+    def __init__(self, object_key: bytes, former_key: bytes, object_id: bytes) -> None:
+        super().__init__(object_key, object_id)
+        self.former = NameCipher(former_key, object_id)
+
+    def decrypt(self, text: bytes) -> bytes:
+        """The plaintext of a name under either key."""
+        try:
+            return super().decrypt(text)
+        except NameInvalid:
+            return self.former.decrypt(text)

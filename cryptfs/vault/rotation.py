@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptfs.errors import CryptfsError
 from cryptfs.vault import config
 from cryptfs.vault.config import Unlocked
-from cryptfs.vault.document import RootKeys
+from cryptfs.vault.document import REENCRYPTION, RootKeys
 from cryptfs.vault.keyring import MAX_EPOCHS, Keyring, KeyringDamaged, open_with, sealing_key
 
 
@@ -27,6 +27,11 @@ def is_under_way(keyring: Keyring) -> bool:
     return len(keyring) > 1
 
 
+def reencrypts(unlocked: Unlocked) -> bool:
+    """Whether a re-encryption of everything was begun and has not ended."""
+    return REENCRYPTION in unlocked.config.document.features
+
+
 def begin(unlocked: Unlocked) -> Unlocked:
     """Add an epoch and make it the current one, durably. Only the configuration changes.
 
@@ -37,12 +42,25 @@ def begin(unlocked: Unlocked) -> Unlocked:
     return config.replace_keyring(unlocked, unlocked.keyring.with_new_epoch())
 
 
+def begin_reencryption(unlocked: Unlocked) -> Unlocked:
+    """Add an epoch, and say that directories may have two keys from now on, which older programs do not know.
+
+    Durable. Only the configuration changes. VaultInUse as `begin`.
+    """
+    if len(unlocked.keyring) >= MAX_EPOCHS:
+        raise CryptfsError("The keyring is full: finish the rotations that were begun first.")
+    features = [*unlocked.config.document.features, REENCRYPTION]
+    return config.replace_keyring(unlocked, unlocked.keyring.with_new_epoch(), features)
+
+
 def destroy_old(unlocked: Unlocked) -> Unlocked:
     """Remove every epoch but the current one, durably, and replace the volume key.
 
-    Nothing opens afterwards that still needs one of them: the caller has made sure that nothing does.
+    Nothing opens afterwards that still needs one of them: the caller has made sure that nothing does, nor
+    that a directory has two keys.
     """
-    return config.replace_keyring(unlocked, unlocked.keyring.with_current_only())
+    features = [name for name in unlocked.config.document.features if name != REENCRYPTION]
+    return config.replace_keyring(unlocked, unlocked.keyring.with_current_only(), features)
 
 
 def handover(keys: RootKeys) -> bytes:

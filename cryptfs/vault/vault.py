@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from cryptfs.errors import NotAVault, StorageError
 from cryptfs.vault.dirlog import DirLog
+from cryptfs.vault.diskio import make_folder
 from cryptfs.vault.header import HeaderCodec, KeyringLike
 from cryptfs.vault.journal import Journal
 from cryptfs.vault.layout import DIRS, JOURNAL, TREE, XATTR, modes
 from cryptfs.vault.lock import take_lock
+from cryptfs.vault.reencryption import Reencryption
 from cryptfs.vault.session import SessionState
 from cryptfs.vault.xattrs import XattrStore
+
+if TYPE_CHECKING:
+    from cryptfs.vault.config import Unlocked
 
 
 class Vault:
@@ -41,7 +48,9 @@ class Vault:
         self.codec = HeaderCodec(vault_id, keyring)
         try:
             self.tree_fd = os.open(self.path / TREE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
             raise NotAVault(
                 f"{self.path} has no folder {TREE}: it is not a vault, or a part of it is missing"
             ) from None
@@ -49,10 +58,11 @@ class Vault:
         try:
             if not read_only:
                 for name in (DIRS, JOURNAL, XATTR):  # a backup tool may have left empty folders out
-                    (self.path / name).mkdir(mode=self.modes.directory, exist_ok=True)
+                    make_folder(self.path / name, self.modes.directory, exist_ok=True)
                 self._lock()
             journal = str(self.path / JOURNAL)
             self.state = SessionState(journal, vault_id, keyring, self.modes.file)
+            self.reencryption = Reencryption(journal, vault_id, keyring, self.modes.file, self.tree_fd)
         except OSError as error:
             self.close()
             raise StorageError(f"cannot write to {self.path}: {error.strerror}") from None
@@ -63,6 +73,17 @@ class Vault:
         self.journal = Journal(journal, self.session, self.codec, self.modes.file)
         self.dirlog = DirLog(str(self.path / DIRS), self.session, self.codec, self.modes.file)
         self.xattrs = XattrStore(str(self.path / XATTR), self.modes.file, self.modes.directory)
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], unlocked: Unlocked, *, read_only: bool = False) -> Self:
+        """The vault whose configuration was unlocked. Raises as the constructor does."""
+        return cls(
+            path,
+            unlocked.vault_id,
+            unlocked.keyring,
+            read_only=read_only,
+            backup_group=unlocked.config.backup_group,
+        )
 
     def _lock(self) -> None:
         self._lock_fd = take_lock(self.path, self.modes.file)
@@ -80,6 +101,7 @@ class Vault:
         """
         self.keyring = keyring
         self.codec.use(keyring)
+        self.reencryption.use(keyring)
         self.state.use(keyring)
 
     @property

@@ -5,17 +5,24 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import urllib.parse
+from collections.abc import Iterator
 
 import msgspec
 
 from cryptfs.crypto.aead import InvalidTag, open_sealed, seal
 from cryptfs.crypto.derive import expand
 from cryptfs.errors import IntegrityError
-from cryptfs.vault.diskio import NotRegular, fsync_path, open_regular, replace_file
+from cryptfs.vault.diskio import NotRegular, fsync_path, make_folder, open_regular, replace_file
 
 _LABEL = b"cryptfs v1 xattr"
 _MAX_FILE = 1 << 22
+_ID = re.compile("[0-9a-f]{32}")
+_DAMAGED = (
+    FileNotFoundError, NotADirectoryError, NotRegular, InvalidTag, msgspec.MsgspecError, ValueError,
+    RecursionError,
+)  # fmt: skip
 
 
 class XattrStore:
@@ -30,15 +37,25 @@ class XattrStore:
         text = object_id.hex()
         return f"{self._path}/{text[:2]}", text
 
-    def load(self, object_id: bytes, object_key: bytes) -> dict[bytes, bytes]:
-        """All attributes of an object; IntegrityError if the file is gone or does not authenticate."""
+    def load(
+        self, object_id: bytes, object_key: bytes, former_key: bytes | None = None
+    ) -> dict[bytes, bytes]:
+        """All attributes of an object; IntegrityError if the file is gone or does not authenticate.
+
+        `former_key` is that of a directory's `@old` (section 13), under which they may still be.
+        """
         folder, name = self._place(object_id)
         try:
             with open(open_regular(f"{folder}/{name}"), "rb") as file:
                 data = file.read(_MAX_FILE)
-            text = open_sealed(_key(object_key), data, _LABEL + object_id)
+            try:
+                text = open_sealed(_key(object_key), data, _LABEL + object_id)
+            except InvalidTag:
+                if former_key is None:
+                    raise
+                text = open_sealed(_key(former_key), data, _LABEL + object_id)
             decoded = msgspec.json.decode(text, type=dict[str, bytes])
-        except (FileNotFoundError, NotRegular, InvalidTag, msgspec.MsgspecError, ValueError, RecursionError):
+        except _DAMAGED:
             raise IntegrityError("extended attributes are damaged or missing") from None
         return {urllib.parse.unquote_to_bytes(key): value for key, value in decoded.items()}
 
@@ -55,10 +72,29 @@ class XattrStore:
         finally:
             os.close(directory)
 
+    def remove(self, object_id: bytes) -> None:
+        """Remove the attributes of an object that is gone; nothing if there are none."""
+        folder, name = self._place(object_id)
+        try:
+            os.unlink(f"{folder}/{name}")
+        except FileNotFoundError:
+            pass
+
+    def objects(self) -> Iterator[bytes]:
+        """The ids of all objects for which there is a file, whether they exist or not."""
+        for first in sorted(os.listdir(self._path)):
+            try:
+                names = os.listdir(f"{self._path}/{first}")
+            except (NotADirectoryError, FileNotFoundError):
+                continue  # nothing of ours
+            for name in names:
+                if _ID.fullmatch(name) and name.startswith(first):
+                    yield bytes.fromhex(name)
+
     def _make(self, folder: str) -> None:
         """A new folder in `xattr/`, durably: a header will promise what lies in it."""
         try:
-            os.mkdir(folder, self._dir_mode)
+            make_folder(folder, self._dir_mode)
         except FileExistsError:
             return
         try:

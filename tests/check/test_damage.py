@@ -74,6 +74,7 @@ def meaningful(archive: Archive) -> Iterator[tuple[Path, list[range]]]:
             yield path, [range(len(data))]
 
 
+@pytest.mark.thorough
 @seed(SEED)
 @settings(
     max_examples=int(os.environ.get("CRYPTFS_TEST_EXAMPLES", 50)), deadline=None, database=None,

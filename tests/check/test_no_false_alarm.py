@@ -21,7 +21,7 @@ from cryptfs.vault.keyring import Keyring
 from cryptfs.vault.layout import create_tree
 from tests.check.support import check, check_path, context_of, damage, fill, kinds, notices
 from tests.fs.model import machine_settings
-from tests.fs.support import ME
+from tests.fs.support import ME, snapshot
 from tests.fs.test_stateful import FsMachine, FsTree
 from tests.fs.trees import Tree, scratch
 from tests.golden.make_golden import RECOVERY
@@ -76,14 +76,14 @@ class CheckedMachine(FsMachine):
     @rule()
     def check_what_a_kill_would_leave(self) -> None:
         type(self).checks += 1
-        copy = scratch("cryptfs-copy-")
+        assert isinstance(self.subject, FsTree)
+        copy = snapshot(self.subject.fs, scratch("cryptfs-copy-") / "vault")
         try:
-            shutil.copytree(self.vault_path, copy, dirs_exist_ok=True, symlinks=True)
             self._check(copy)
             FileSystem(Vault(copy, self.vault_id, self.keyring), self.options).close()
             self._check(copy)
         finally:
-            shutil.rmtree(copy)
+            shutil.rmtree(copy.parent)
 
     @rule()
     def check_in_use(self) -> None:

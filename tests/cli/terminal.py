@@ -6,13 +6,15 @@ import os
 import pty
 import select
 import sys
+from pathlib import Path
+
+from tests.waiting import HANG, wait_until
 
 # Argon2 at its least cost, so that tests are quick.
 PROGRAM = (
     "import cryptfs.keyslots.passphrase as p; from cryptfs.crypto.kdf import floor; p.calibrate = floor; "
     "from cryptfs.cli.main import main; main()"
 )
-_DEADLINE = 60
 
 
 class Terminal:
@@ -37,7 +39,11 @@ class Terminal:
         os.write(self._fd, line.encode() + b"\n")
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
+        """Ctrl-C, once the process waits for the keyboard.
+
+        Python takes note of a signal that comes a moment before the wait only when the wait is over.
+        """
+        wait_until(self._sleeps, "the process waits for the keyboard")
         os.write(self._fd, b"\x03")
 
     def end(self) -> int:
@@ -47,8 +53,11 @@ class Terminal:
         os.close(self._fd)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
+    def _sleeps(self) -> bool:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
     def _more(self) -> bool:
-        ready, _, _ = select.select([self._fd], [], [], _DEADLINE)
+        ready, _, _ = select.select([self._fd], [], [], HANG)
         assert ready, f"nothing more was shown: {self.shown}"
         try:
             data = os.read(self._fd, 65536)

@@ -168,6 +168,49 @@ def test_lockout(
     assert "did not set the lockout password" in cryptfs("key", "lockout", vault, "--reset", *paper).err
 
 
+def test_after_a_release_no_old_password_is_tried(
+    cryptfs: Cryptfs, vault: Path, tpm: FakeTpm, paper: tuple[str, str], pin: tuple[str, str]
+) -> None:
+    """A TPM takes no password for a day after a wrong one."""
+    cryptfs("key", "add", vault, "tpm2", *paper, *pin)
+    first = tpm.password
+    assert cryptfs("key", "lockout", vault, "--release", *paper).code == 0
+    tpm.password = b"of another vault"
+    for action in ("--reset", "--release"):
+        refused = cryptfs("key", "lockout", vault, action, *paper)
+        assert (refused.code, "was taken off this TPM" in refused.err) == (20, True), refused
+    tpm.password = b""
+    assert cryptfs("key", "reseal", vault, *paper, *pin).code == 0
+    assert tpm.password not in (b"", first)
+    assert cryptfs("key", "lockout", vault, "--reset", *paper).code == 0
+
+
+def test_of_two_slots_the_one_that_set_the_password_counts(
+    cryptfs: Cryptfs,
+    vault: Path,
+    tpm: FakeTpm,
+    paper: tuple[str, str],
+    pin: tuple[str, str],
+    state_directory: Path,
+) -> None:
+    cryptfs("key", "add", vault, "tpm2", *paper, *pin)
+    one = slot_of(vault)
+    cryptfs("key", "lockout", vault, "--release", *paper)
+    cryptfs("key", "add", vault, "tpm2", *paper, *pin)
+    password = tpm.password
+    tpm.failed = 32
+    assert cryptfs("key", "lockout", vault, "--reset", *paper).code == 0
+    assert tpm.failed == 0
+    # Where that is not known, none is tried, also not with the slot.
+    shutil.rmtree(state_directory)
+    refused = cryptfs("key", "lockout", vault, "--reset", *paper)
+    assert (refused.code, "more than once" in refused.err) == (20, True)
+    removed = cryptfs("key", "remove", vault, one, "--yes", *paper)
+    assert (removed.code, "keeps the lockout password" in removed.out) == (0, True)
+    assert tpm.password == password
+    assert cryptfs("key", "lockout", vault, "--reset", *paper).code == 0, "now there is but one"
+
+
 def test_removing_takes_the_lockout_password_off(
     cryptfs: Cryptfs, vault: Path, tpm: FakeTpm, paper: tuple[str, str], pin: tuple[str, str]
 ) -> None:
@@ -189,6 +232,7 @@ def test_options_need_each_other(cryptfs: Cryptfs, vault: Path, tpm: FakeTpm, pi
     assert (refused.code, "is a recovery" in refused.err) == (2, True)
 
 
+@pytest.mark.thorough
 class TestBoot:
     """`mount --tpm --or-ask --ask-with`, as the unit of packaging/systemd calls it."""
 

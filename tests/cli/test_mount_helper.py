@@ -34,6 +34,14 @@ def call(helper: tuple[Path, dict[str, str]], *arguments: str) -> subprocess.Com
         ("uid=120,gid=130", ["--owner", "120:130"]),
         ("gid=130,uid=120", ["--owner", "120:130"]),
         ("idle_timeout=8h,log=syslog,verbose", ["--idle-timeout", "8h", "--log", "syslog", "--verbose"]),
+        ("tpm", ["--tpm"]),
+        (
+            "tpm,pin_file=/etc/pin,tpm_device=/dev/tpmrm1",
+            ["--tpm", "--pin-file", "/etc/pin", "--tpm-device", "/dev/tpmrm1"],
+        ),
+        ("pin_file=/etc/pin,tpm", ["--pin-file", "/etc/pin", "--tpm"]),
+        ("no-studies,ro", ["--no-studies", "--read-only"]),
+        ("no_studies", ["--no-studies"]),
         ("noexec,noatime", ["--option", "noexec", "--option", "noatime"]),
         ("rw,defaults,noauto,nofail,_netdev,x-systemd.automount,user", []),
         ("log=*", ["--log", "*"]),
@@ -57,7 +65,10 @@ def test_a_fake_mount_does_nothing(helper: tuple[Path, dict[str, str]]) -> None:
     assert call(helper, "/v", "/mnt", "-f").stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["-o", "nonsense=1"], ["-o", "gid=5"], ["--what"], ["-o"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["-o", "nonsense=1"], ["-o", "gid=5"], ["-o", "pin_file=/p"], ["-o", "tpm=1"], ["--what"], ["-o"]],
+)
 def test_refusals(helper: tuple[Path, dict[str, str]], arguments: list[str]) -> None:
     done = call(helper, "/v", "/mnt", *arguments)
     assert done.returncode == 1 and done.stderr.startswith("mount.fuse.cryptfs: ") and done.stdout == ""

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from cryptfs.cli import rotating
-from cryptfs.errors import EpochNeeded, IntegrityError, Interrupted, NotMounted, StorageError, VaultInUse
+from cryptfs.errors import (
+    EpochNeeded,
+    IntegrityError,
+    Interrupted,
+    NotMounted,
+    StorageError,
+    UnsupportedFormat,
+    UsageError,
+    VaultInUse,
+)
 from cryptfs.fs import FileSystem
 from cryptfs.vault import Vault, config, rotation
 from cryptfs.vault.config import Unlocked
@@ -162,3 +171,97 @@ def test_the_proof(cryptfs: Cryptfs, vault: Path, paper: tuple[str, str]) -> Non
     gone = cryptfs("verify", vault, "--epochs", *paper, "--json")
     assert gone.code == EpochNeeded.exit_code
     assert gone.json["key_gone"] == [str(older.relative_to(vault))] == gone.json["damaged"]
+
+
+class TestReencrypt:
+    def test_it(self, cryptfs: Cryptfs, vault: Path, paper: tuple[str, str]) -> None:
+        before = {path.name for path in (vault / "tree").rglob("*") if path.name != "@dir"}
+        done = cryptfs("rotate", vault, "--reencrypt", *paper)
+        assert (done.code, done.err) == (0, "")
+        assert "epoch 2" in done.out and "content" in done.out
+        unlocked = unlock(vault)
+        assert [epoch.number for epoch in unlocked.keyring] == [2]
+        assert unlocked.config.document.features == []
+        after = {path.name for path in (vault / "tree").rglob("*") if path.name != "@dir"}
+        assert len(after) == len(before) and not after & before
+        assert not (vault / "journal" / "reencryption").exists()
+        check(vault)
+        assert cryptfs("verify", vault, "--epochs", *paper).code == 0
+        lines = cryptfs("rotate", vault, "--reencrypt", *paper, "--json").out.splitlines()
+        end = json.loads(lines[-1])
+        assert (end["event"], end["epoch"], end["destroyed"], end["damaged"]) == ("finished", 3, [2], 0)
+        assert end["reencrypted"] >= 7
+        check(vault)
+
+    def test_interrupted_it_goes_on_and_nothing_else_comes_between(
+        self, cryptfs: Cryptfs, vault: Path, paper: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(self: rotating.Alone, seconds: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("cryptfs.fs.throttle.SLICE_SECONDS", 0.0)
+        monkeypatch.setattr(rotating.Alone, "wait", interrupt)
+        stopped = cryptfs("rotate", vault, "--reencrypt", *paper, "--limit", "0.001")
+        assert stopped.code == Interrupted.exit_code and "--reencrypt" in stopped.err
+        monkeypatch.undo()
+        monkeypatch.setenv("CRYPTFS_RUNTIME_DIR", str(vault.parent / "run"))
+        assert unlock(vault).config.document.features == ["reencryption"]
+        check(vault)
+        refused = cryptfs("rotate", vault, *paper)
+        assert refused.code == UsageError.exit_code and "--reencrypt" in refused.err
+        assert len(unlock(vault).keyring) == 2
+        assert cryptfs("verify", vault, *paper).code == 0
+        monkeypatch.setattr("cryptfs.vault.document.KNOWN_FEATURES", frozenset())
+        assert cryptfs("verify", vault, *paper).code == UnsupportedFormat.exit_code
+        monkeypatch.undo()
+        monkeypatch.setenv("CRYPTFS_RUNTIME_DIR", str(vault.parent / "run"))
+        assert cryptfs("rotate", vault, "--reencrypt", *paper).code == 0
+        assert [epoch.number for epoch in unlock(vault).keyring] == [2]
+        check(vault)
+
+    def test_killed_before_the_configuration_knows(
+        self, cryptfs: Cryptfs, vault: Path, paper: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(unlocked: Unlocked) -> Unlocked:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(rotation, "destroy_old", killed)
+        assert cryptfs("rotate", vault, "--reencrypt", *paper).code == Interrupted.exit_code
+        monkeypatch.undo()
+        monkeypatch.setenv("CRYPTFS_RUNTIME_DIR", str(vault.parent / "run"))
+        names = {path.name for path in (vault / "tree").rglob("*")}
+        assert cryptfs("rotate", vault, "--reencrypt", *paper).code == 0
+        assert {path.name for path in (vault / "tree").rglob("*")} == names  # nothing was done twice
+        assert len(unlock(vault).keyring) == 1
+        check(vault)
+
+    def test_damage_keeps_the_old_keys(self, cryptfs: Cryptfs, vault: Path, paper: tuple[str, str]) -> None:
+        victim = next(path for path in sorted((vault / "tree").rglob("*")) if _is_file(path))
+        with victim.open("r+b") as file:
+            file.seek(8192 + 30)
+            file.write(b"\xff" * 8)
+        refused = cryptfs("rotate", vault, "--reencrypt", *paper)
+        assert refused.code == IntegrityError.exit_code
+        assert victim.name in refused.err and "--reencrypt" in refused.err
+        assert len(unlock(vault).keyring) == 2
+        assert cryptfs("rotate", vault, "--reencrypt", *paper, "--despite-damage").code == 0
+        assert len(unlock(vault).keyring) == 1
+
+    def test_a_full_disk_keeps_everything(
+        self, cryptfs: Cryptfs, vault: Path, paper: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(fd: int, data: bytes, offset: int) -> None:
+            raise OSError(28, os.strerror(28))
+
+        monkeypatch.setattr("cryptfs.fs.recopying.pwrite_all", full)
+        failed = cryptfs("rotate", vault, "--reencrypt", *paper)
+        assert failed.code == StorageError.exit_code and "No space left" in failed.err
+        monkeypatch.undo()
+        monkeypatch.setenv("CRYPTFS_RUNTIME_DIR", str(vault.parent / "run"))
+        check(vault)
+        assert not list(vault.rglob("@tmp*"))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is an object file."""
+    return path.is_file() and path.parent.parent.name == "tree" and not path.name.startswith("@")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_mount import Place, failed, place
+from tests.waiting import wait_until
 
 __all__ = ["place"]
 
@@ -23,7 +24,8 @@ def test_status_for_programs(place: Place) -> None:
     assert mount["cipher"] == "XAES-256-GCM"
     assert mount["unlocked_with"].startswith("recovery ")
     assert mount["open_files"] == 0
-    assert mount["index"] == "none (mounted read-only)"
+    assert 10 << 20 < mount["memory_bytes"] < 1 << 30
+    assert mount["index"] == "none (mounted read-only: there is none yet)"
     assert Path(f"/proc/{mount['pid']}").exists()
 
 
@@ -31,8 +33,9 @@ def test_status_counts_traffic_and_open_files(place: Place) -> None:
     place.mount()
     (place.at / "file").write_bytes(bytes(300_000))
     with (place.at / "file").open("rb"):
+        # The kernel tells of the end of the first one in its own time.
+        wait_until(lambda: place.status(place.at)[0]["open_files"] == 1)
         (mount,) = place.status(place.at)
-        assert mount["open_files"] == 1
     assert mount["bytes_written"] == 300_000
     assert {"bytes_read", "read_bytes_per_second", "written_bytes_per_second", "since"} <= set(mount)
 
@@ -44,3 +47,16 @@ def test_status_for_people(place: Place) -> None:
     assert str(place.at) in shown and str(place.vault) in shown and "XAES-256-GCM" in shown
     place.run("unmount", place.at)
     assert str(place.at) not in place.run("status").stdout
+
+
+def test_the_study_index(place: Place) -> None:
+    place.mount("--no-studies")
+    shown = place.run("status", place.at).stdout
+    assert "study index:   none (the vault was mounted with --no-studies)" in shown
+    (mount,) = place.status()
+    assert mount["studies"]["state"] == "none"
+    place.run("unmount", place.at)
+    place.mount()
+    (mount,) = place.status()
+    assert mount["studies"]["state"] in ("reading", "complete")
+    assert "study index:   " in place.run("status", place.at).stdout

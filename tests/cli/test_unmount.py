@@ -9,6 +9,7 @@ import pytest
 
 from cryptfs.mount.runtime import process_started
 from tests.cli.test_mount import Place, failed, place
+from tests.waiting import wait_until
 
 __all__ = ["place"]
 
@@ -36,18 +37,25 @@ def test_a_mount_in_use_is_named_with_its_user(place: Place) -> None:
 
 def test_lazily(place: Place) -> None:
     place.mount()
+    (mount,) = place.status()
     with (place.at / "file").open("w") as file:
         done = place.run("unmount", place.at, "--lazy")
         assert done.returncode == 0 and "detached" in done.stdout
         file.write("late")
-    place.mount()
+    wait_until(lambda: process_started(mount["pid"]) is None, "the daemon has ended")
+    assert place.mount().returncode == 0
     assert place.at.joinpath("file").read_text() == "late"
+
+
+def kill_daemon(place: Place) -> None:
+    (mount,) = place.status()
+    os.kill(mount["pid"], signal.SIGKILL)
+    wait_until(lambda: process_started(mount["pid"]) is None, "the daemon is gone")
 
 
 def test_what_a_killed_daemon_left_is_removed(place: Place) -> None:
     place.mount()
-    (mount,) = place.status()
-    os.kill(mount["pid"], signal.SIGKILL)
+    kill_daemon(place)
     (mount,) = place.status()
     assert mount["state"] == "dead"
     done = place.run("unmount", place.at)
@@ -58,8 +66,7 @@ def test_what_a_killed_daemon_left_is_removed(place: Place) -> None:
 
 def test_the_next_mount_removes_what_a_killed_daemon_left(place: Place) -> None:
     place.mount()
-    (mount,) = place.status()
-    os.kill(mount["pid"], signal.SIGKILL)
+    kill_daemon(place)
     assert place.mount().returncode == 0
     (place.at / "file").write_text("x")
     assert place.status()[0]["state"] == "mounted"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from cryptfs.check import run as runs
+from cryptfs.check.batch import Batch
+from cryptfs.check.engine import Engine
 from cryptfs.index import place
 from tests.check.support import fill
 from tests.cli.conftest import Cryptfs, secret_file
@@ -136,15 +139,22 @@ def test_a_check_that_was_stopped_goes_on(
     harm(archive, "d0/file")
     harm(archive, "d11/file")
     whole = cryptfs("verify", archive.path, "--json", *key).json
-    pause, stops = runs.Check._pause, [None]
+    put, pause, seen = Engine._put, runs.Check._pause, []
+
+    def in_step(engine: Engine, batch: Batch) -> None:
+        """Nothing is given to the threads before they are done with what they have."""
+        put(engine, batch)
+        while not (batch.done or engine._failure or engine.context.stop.is_set()):
+            time.sleep(1e-3)
 
     def interrupted(check: runs.Check) -> None:
         pause(check)
-        # Only where it has come further than the last time: else it might never come to its end.
-        if check.engine.reached not in (None, stops[-1]):
-            stops.append(check.engine.reached)
-            raise KeyboardInterrupt
+        if check.engine.reached is not None and check.engine.reached not in seen:
+            seen.append(check.engine.reached)
+            if len(seen) % 4 == 0:
+                raise KeyboardInterrupt
 
+    monkeypatch.setattr(Engine, "_put", in_step)
     monkeypatch.setattr(runs.Check, "_pause", interrupted)
     result = cryptfs("verify", archive.path, *key)
     assert (result.code, "--resume" in result.err) == (130, True)
@@ -194,3 +204,35 @@ def test_no_vault_and_no_secret(cryptfs: Cryptfs, archive: Archive, tmp_path: Pa
     (archive.path / "cryptfs.json").unlink()
     os.mkfifo(archive.path / "cryptfs.json")
     assert cryptfs("verify", archive.path, "--recovery-key-file", wrong).code == 18
+
+
+def test_what_this_computer_last_saw_is_compared(
+    cryptfs: Cryptfs, archive: Archive, key: list[str | Path], tmp_path: Path
+) -> None:
+    archive.state = tmp_path / "state"
+    with archive.mounted() as mount:
+        for folder in ("", "anna", "anna/ct"):
+            mount.list(folder)
+    result = cryptfs("verify", archive.path, *key)
+    assert result.code == 0
+    assert "Rollback witness: compared; index: compared." in result.out
+    gone = archive.lower("empty")
+    gone.unlink()
+    result = cryptfs("verify", archive.path, "--report", tmp_path / "report.txt", *key)
+    assert result.code == 18
+    assert "0 damaged, 1 not what this computer last saw" in result.out
+    assert "accept-restore" in result.err and "damaged" not in result.err
+    assert f"rollback: tree/{gone.name}" in result.out
+    filed = (tmp_path / "report.txt").read_text()
+    assert "witness        compared" in filed and "rollback: 1" in filed
+    assert "NOT WHAT THIS COMPUTER LAST SAW THERE" in filed
+    result = cryptfs("verify", archive.path, "--json", "--names", *key)
+    (found,) = result.json["findings"]
+    assert (found["kind"], found["severity"], found["name"]) == ("missing", "rollback", "/empty")
+    assert result.json["verdict"] == "rolled-back"
+    assert result.json["remembered"] == {"witness": "compared", "index": "compared"}
+    # Somewhere else there is nothing to compare with.
+    result = cryptfs("verify", archive.path, "--state-dir", tmp_path / "elsewhere", *key)
+    assert (result.code, "has not seen the vault" in result.out) == (0, True)
+    assert cryptfs("accept-restore", archive.path, "--yes", *key).code == 0
+    assert cryptfs("verify", archive.path, *key).code == 0

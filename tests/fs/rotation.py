@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptfs.fs import FileSystem, FsOptions
+from cryptfs.fs.throttle import Stopped, Throttle
 from cryptfs.vault import Vault
 from cryptfs.vault.keyring import Keyring
 from cryptfs.vault.layout import create_tree
@@ -17,6 +18,23 @@ from tests.fs.support import ME, VAULT_ID, get, put
 OLD = Keyring.new()
 BOTH = OLD.with_new_epoch()
 NEW = BOTH.with_current_only()
+
+
+class Cut(Throttle):
+    """Stops a job after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    @property
+    def slice_is_over(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise Stopped
 
 
 def make_vault(path: Path, keyring: Keyring = OLD) -> Path:

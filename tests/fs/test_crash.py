@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.fs import FileSystem
+from cryptfs.fs.file import File
 from cryptfs.fs.recovery import overlays
 from cryptfs.fs.types import SetAttr
 from tests.fs.support import ME, close_fs, get, make_vault, open_fs, put
@@ -36,6 +37,7 @@ def read_all(fs: FileSystem, ino: int = 1) -> dict[bytes, bytes]:
     return {name: get(fs, ino, name) for name, _ in entries}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(12))
 def test_synced_content_survives_and_everything_opens(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
@@ -325,5 +327,145 @@ def test_a_write_during_a_checkpoint_is_not_declared_settled(tmp_path: Path) -> 
     held = [extent for record in overlays(fs.vault)[file.header.object_id] for extent in record.extents]
     assert held
     fs.fsync(handle)
+    fs.release(handle)
+    close_fs(fs)
+
+
+def test_a_file_that_the_background_work_holds_when_it_is_closed_loses_nothing(tmp_path: Path) -> None:
+    """The background work gives back the last use of it then, and with it what was changed meanwhile."""
+    vault = make_vault(tmp_path / "vault")
+    fs = open_fs(vault)
+    ino = put(fs, 1, b"image", b"pixels")
+    handle = fs.open(ino, os.O_RDWR)
+    file = fs._nodes.get(ino).file
+    assert fs._hold(file)
+    file.flush()
+    fs.setattr(ino, SetAttr(mode=0o640, mtime_ns=10**18), handle)
+    fs.release(handle)
+    fs._let_go(file)
+    copy = tmp_path / "copy"
+    shutil.copytree(vault, copy)
+    fs.close()
+    for place in (vault, copy):
+        fs = open_fs(place)
+        attr = fs.lookup(1, b"image")
+        assert (attr.mode & 0o777, attr.mtime_ns) == (0o640, 10**18)
+        fs.close()
+
+
+@pytest.mark.parametrize("again", [b"", b"more"])
+def test_a_file_emptied_and_written_during_a_checkpoint_is_whole_when_it_is_synced(
+    tmp_path: Path, again: bytes
+) -> None:
+    """Of such a file the journal says that it is empty, until it says that what is in place is durable."""
+    data = os.urandom(150_000)
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    put(fs, 1, b"a.log", b"what was there before")
+    fs.sync()
+    attr = fs.lookup(1, b"a.log")
+    handle = fs.open(attr.ino, os.O_RDWR | os.O_TRUNC)
+    fs.write(handle, 0, data)
+    committer, file = fs._committer, fs._handles[handle]
+    real = committer._settle_file
+    calls = 0
+
+    def change_before(changed: File) -> bool:
+        """Somebody changes the file between two steps of the checkpoint."""
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            fs.setattr(attr.ino, SetAttr(mode=0o640), handle)
+            file.flush()
+        return real(changed)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(committer, "_settle_file", change_before)
+        committer.checkpoint_all()
+    assert calls
+    fs.write(handle, len(data), again)
+    fs.fsync(handle)
+    copy = snapshot(fs, tmp_path / "copy")
+    fs.release(handle)
+    close_fs(fs)
+    for path in (copy, tmp_path / "vault"):
+        fs = open_fs(path)
+        assert read_all(fs) == {b"a.log": data + again}
+        close_fs(fs)
+
+
+def test_a_sync_does_not_rely_on_one_that_has_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    handle, _ = fs.create(1, b"image", 0o600, ME, os.O_RDWR)
+    fs.write(handle, 0, b"content")
+    begun, go_on = threading.Event(), threading.Event()
+    (file,) = fs._files()
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        name = threading.current_thread().name
+        if name == "first":
+            begun.set()
+            assert go_on.wait(60)
+        real(fd)
+        if fd == file.fd:
+            synced.append(name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    first = threading.Thread(target=fs.fsync, args=(handle,), name="first")
+    first.start()
+    assert begun.wait(60)
+    fs.fsync(handle)
+    assert synced == ["MainThread"]
+    go_on.set()
+    first.join()
+    monkeypatch.undo()
+    fs.release(handle)
+    close_fs(fs)
+
+
+def test_a_file_that_is_written_to_all_the_time_is_settled_all_the_same(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    put(fs, 1, b"a.log", b"before")
+    fs.sync()
+    attr = fs.lookup(1, b"a.log")
+    handle = fs.open(attr.ino, os.O_RDWR | os.O_TRUNC)
+    fs.write(handle, 0, bytes(70_000))
+    committer = fs._committer
+    real = committer.commit
+
+    def commit_and_write() -> None:
+        real()
+        fs.write(handle, 0, b"again")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(committer, "commit", commit_and_write)
+        fs.write(handle, 0, b"again")
+        fs.fsync(handle)
+    copy = snapshot(fs, tmp_path / "copy")
+    fs.release(handle)
+    close_fs(fs)
+    fs = open_fs(copy)
+    assert read_all(fs) == {b"a.log": b"again" + bytes(70_000 - 5)}
+    close_fs(fs)
+
+
+def test_an_emptied_file_counts_as_synced_only_when_the_journal_says_so_durably(tmp_path: Path) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    fs._committer.stop()
+    put(fs, 1, b"a.log", b"before")
+    fs.sync()
+    handle = fs.open(fs.lookup(1, b"a.log").ino, os.O_RDWR | os.O_TRUNC)
+    fs.write(handle, 0, bytes(70_000))
+    (file,) = fs._files()
+    file.flush()
+    fs._committer.commit()
+    assert file.unsynced
+    assert fs._committer._settle_file(file)
+    assert not file.unsynced
+    journal = fs.vault.journal
+    assert journal.synced == journal.appended
     fs.release(handle)
     close_fs(fs)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.fs import renaming
+from cryptfs.fs.file import File
 from cryptfs.fs.types import SetAttr
 from tests.fs.support import ME, close_fs, get, make_vault, open_fs, put
 
@@ -145,3 +146,50 @@ def test_a_rename_that_never_comes_to_rest_is_an_error(
     monkeypatch.undo()
     assert get(fs, 1, b"file") == b"content"
     close_fs(fs)
+
+
+@pytest.mark.parametrize(
+    ("year", "kept"), [(1600, -(1 << 63)), (1700, None), (2200, None), (2400, (1 << 63) - 1)]
+)
+def test_times_that_no_header_can_hold_become_the_nearest(
+    tmp_path: Path, year: int, kept: int | None
+) -> None:
+    """`touch -d 2400-01-01` must neither keep a file from being written nor a mount from ending."""
+    wanted = (year - 1970) * 31_556_952 * 10**9
+    kept = wanted if kept is None else kept
+    vault = make_vault(tmp_path / "vault")
+    fs = open_fs(vault)
+    ino = put(fs, 1, b"image", b"pixels")
+    fs.setattr(ino, SetAttr(atime_ns=wanted, mtime_ns=wanted, ctime_ns=wanted))
+    assert fs.getattr(ino).mtime_ns == kept
+    handle = fs.open(ino, os.O_RDWR)
+    fs.setattr(ino, SetAttr(mtime_ns=wanted), handle)
+    fs.fsync(handle)
+    fs.release(handle)
+    fs.setattr(fs.mkdir(1, b"folder", 0o755, ME).ino, SetAttr(mtime_ns=wanted))
+    fs.close()
+    fs = open_fs(vault)
+    attr = fs.lookup(1, b"image")
+    assert (attr.atime_ns, attr.mtime_ns) == (kept, kept)
+    assert get(fs, 1, b"image") == b"pixels"
+    fs.close()
+
+
+def test_an_internal_error_at_a_close_leaves_no_handle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = open_fs(make_vault(tmp_path / "vault"))
+    ino = put(fs, 1, b"image", b"pixels")
+    handle = fs.open(ino, os.O_RDWR)
+    fs.write(handle, 0, b"Pixels")
+
+    def fails(_file: File) -> None:
+        raise ValueError("a defect")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(File, "flush", fails)
+        with pytest.raises(ValueError, match="a defect"):
+            fs.release(handle)
+    assert fs._nodes.find(ino) is None or fs._nodes.get(ino).file is None
+    assert get(fs, 1, b"image") == b"Pixels"
+    fs.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.fs import FileSystem
-from tests.fs.support import ME, close_fs, get, make_vault, open_fs, put
+from tests.fs.support import ME, close_fs, get, make_vault, open_fs, put, snapshot
 
 
 def ciphertext(vault: Path) -> dict[str, bytes | None]:
@@ -45,12 +45,12 @@ def test_the_copy_is_that_of_an_unmounted_vault(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "vault", tmp_path / "copy")
     fs.thaw()
     fs.write(handle, 0, b"later")
+    later = snapshot(fs, tmp_path / "later")
     again = open_fs(tmp_path / "copy")
     assert not again.vault.state.unclean and not again.vault.state.found_open
     assert get(again, 1, b"index") == b"new" + (b"old" * 5000)[3:]
     close_fs(again)
-    shutil.copytree(tmp_path / "vault", tmp_path / "later")
-    after = open_fs(tmp_path / "later")
+    after = open_fs(later)
     assert after.vault.state.found_open  # the session goes on after the thaw
     close_fs(after)
     close_fs(fs)
@@ -59,13 +59,14 @@ def test_the_copy_is_that_of_an_unmounted_vault(tmp_path: Path) -> None:
 def test_reading_changes_nothing(tmp_path: Path) -> None:
     """What a power failure left to be repaired is repaired after the thaw; remnants are not shown."""
     fs, _ = in_use(tmp_path / "vault")
-    shutil.copytree(tmp_path / "vault", tmp_path / "copy")
+    snapshot(fs, tmp_path / "copy")
     close_fs(fs)
     (folder,) = (path for path in (tmp_path / "copy" / "tree").iterdir() if path.is_dir())
     (new,) = (path for path in folder.iterdir() if path.name != "@dir")
     os.truncate(new, 150_000)
-    shutil.copyfile(new, folder / new.name[:-2].ljust(len(new.name), "A"))
-    (folder / new.name[:-3].ljust(len(new.name), "B")).touch()
+    other, remnant = (letter + new.name[1:] for letter in "ABC".replace(new.name[0], "")[:2])
+    shutil.copyfile(new, folder / other)
+    (folder / remnant).touch()
     fs = open_fs(tmp_path / "copy")
     fs.freeze()
     before = ciphertext(tmp_path / "copy")

@@ -23,6 +23,8 @@ from cryptfs.vault.layout import create_tree
 from tests.fs.model import TreeMachine, machine_settings
 from tests.fs.trees import RENAME_EXCHANGE, RENAME_NOREPLACE, PlainTree, Stat, Tree, scratch
 
+pytestmark = pytest.mark.thorough
+
 ROOT = 1
 
 

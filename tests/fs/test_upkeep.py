@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from .support import ME, make_vault, open_fs, put
 
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(catalog_module, "_RACY_NS", 0)
+    monkeypatch.setattr(catalog_module, "RACY_NS", 0)
     path = make_vault(tmp_path / "vault")
     fs = open_fs(path)
     for d in range(2):
@@ -58,7 +60,11 @@ def test_verify_finds_what_is_outdated_and_what_is_wrong(vault: Path, tmp_path: 
     outcome = upkeep.verify(fs, lambda count: None)
     assert outcome.damaged + outcome.outdated == 2 and outcome.wrong == 0
     knowledge = upkeep.index_of(fs)
-    key = next(key for key in knowledge.catalog.keys(b"E") if knowledge.catalog.get(key)[0] == records.FILE)
+    key = next(
+        key
+        for key in knowledge.catalog.keys(b"E")
+        if records.kind_of(knowledge.catalog.get(key) or b"") == records.FILE
+    )
     value = knowledge.catalog.get(key)
     assert value is not None
     wrong = records.file_of(value)._replace(uid=4711)
@@ -92,3 +98,21 @@ def test_two_filesystems_of_one_host(vault: Path, tmp_path: Path) -> None:
     assert other.lookup(1, b"d0").mode
     other.close()
     one.close()
+
+
+def test_what_a_kill_left_half_made_is_not_missing(tmp_path: Path) -> None:
+    """A directory that has no header yet is not shown, so nothing is to be recorded of it."""
+    vault, state = make_vault(tmp_path / "vault"), tmp_path / "state"
+    fs = open_fs(vault)
+    put(fs, 1, b"image", b"content")
+    copy = Path(shutil.copytree(vault, tmp_path / "copy"))
+    lname, _ = fs._directories.get(fs._nodes.root).lower_name(b"half made")
+    fs.close()
+    (copy / "tree" / os.fsdecode(lname)).mkdir()
+    fs = open_fs(copy, state=state)
+    handle = fs.opendir(1)
+    assert [name for name, _, _ in fs.readdir(handle, 0)] == [b"image"]
+    fs.releasedir(handle)
+    outcome = upkeep.verify(fs, lambda count: None)
+    assert (outcome.wrong, outcome.damaged) == (0, 0)
+    fs.close()

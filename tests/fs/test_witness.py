@@ -19,9 +19,11 @@ import pytest
 
 from cryptfs.fs import FileSystem
 from cryptfs.fs.types import SetAttr
+from cryptfs.fs.upkeep import rebuild
 from cryptfs.fs.witnessing import Batch, Witness
 from cryptfs.index import marks, witness
 from tests.fs.support import ME, VAULT_ID, FakeKeyring, get, make_vault, open_fs, put
+from tests.fs.trees import scratch
 
 RENAME_EXCHANGE = 2
 
@@ -99,10 +101,8 @@ def contents(fs: FileSystem, ino: int = 1, path: str = "") -> dict[str, bytes]:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    base = Path(os.environ.get("CRYPTFS_TEST_SCRATCH", "/dev/shm"))
-    made = tmp_path / "host" if not base.is_dir() else base / f"cryptfs-witness-{os.getpid()}-{id(tmp_path)}"
-    made.mkdir()
+def host() -> Iterator[Host]:
+    made = scratch("cryptfs-witness-")
     host = Host(made)
     yield host
     if host.fs is not None:
@@ -580,3 +580,43 @@ def test_it_outlives_the_epoch_it_was_made_under(host: Host) -> None:
     assert again.count() >= count
     assert again.state.number == 1
     again.close()
+
+
+def test_records_read_ahead_give_way_to_newer_ones(host: Host) -> None:
+    fs = host.open()
+    put(fs, 1, b"image", b"first")
+    put(fs, 1, b"other", b"second")
+    host.close()
+    fs = host.open()
+    fs.witness.read_ahead(fs.identity(1), 2)
+    assert len(fs.witness._ahead) == 2
+    fs.rename(1, b"other", 1, b"image")
+    fs._committer.sync_all()
+    assert get(fs, 1, b"image") == b"second"
+    assert fs.stats()["witness"]["refused"] == 0
+
+
+def test_a_rebuild_of_the_index_compares_every_file(host: Host) -> None:
+    fs = host.open()
+    put(fs, 1, b"image", b"first")
+    put(fs, 1, b"other", b"second")
+    put(fs, 1, b"third", b"third")
+    host.close()
+    tree = host.vault / "tree"
+    one, other = (tree / os.fsdecode(lname_of(host, name)) for name in (b"image", b"other"))
+    one.rename(tree / "x")
+    other.rename(one)
+    (tree / "x").rename(other)
+    fs = host.open()
+    outcome = rebuild(fs, lambda entries: None)
+    assert (outcome.damaged, outcome.recorded) == (2, 1)
+    assert fs.stats()["witness"]["refused"] == 2
+
+
+def lname_of(host: Host, name: bytes) -> bytes:
+    """The ciphertext name of a file in the root."""
+    fs = host.open(read_only=True)
+    try:
+        return fs._directories.get(fs._nodes.get(1)).lower_name(name)[0]
+    finally:
+        host.close()

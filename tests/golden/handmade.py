@@ -237,6 +237,6 @@ class HandmadeVault:
         nonce, key = os.urandom(24), expand(thing.key, "cryptfs v1 xattr", 32)
         data = canonical({name: b64(value) for name, value in values.items()})
         folder = self.path / "xattr" / thing.id.hex()[:2]
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         sealed = xaes_seal(key, nonce, data, b"cryptfs v1 xattr" + thing.id)
         (folder / thing.id.hex()).write_bytes(nonce + sealed)

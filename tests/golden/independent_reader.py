@@ -186,8 +186,9 @@ def parse_config(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise CannotOpen("the vault has a format version other than 1")
     config = fields(config, CONFIG)
     fields(config["options"], {"backup_group": bool})
-    if config["features"]:
-        raise CannotOpen(f"the vault uses features not known here: {config['features']}")
+    unknown = [feature for feature in config["features"] if feature != "reencryption"]
+    if unknown:
+        raise CannotOpen(f"the vault uses features not known here: {unknown}")
     slots = [fields(slot, SLOT) for slot in config["slots"]]
     if not 1 <= len(slots) <= 64 or len({slot["id"] for slot in slots}) < len(slots):
         raise Damage("has no slots, too many, or one twice")
@@ -543,12 +544,12 @@ class Extractor:
                 named[entry] = self.long_name(source / entry, shown)
         header = self.directory_header(source, list(named.values()), shown)
         os.makedirs(target, 0o700, exist_ok=not shown)
-        name_key = expand(header.key, "cryptfs v1 names", 64)
+        keys = [header.key, *self.former_key(source, header)]
         for entry, text in named.items():
             if not text:
                 continue  # its sidecar was reported
             try:
-                name = siv_open(name_key, unbase64url(text), [header.object_id])
+                name = self.name(text, keys, header.object_id)
                 if not 1 <= len(name) <= 255 or name in (b".", b"..") or b"/" in name or b"\0" in name:
                     raise Damage("is a name no file can have")
             except Damage as error:
@@ -562,7 +563,27 @@ class Extractor:
             except (Damage, OSError) as error:
                 self.problem(path, error)
         about = source.stat()
-        self.attributes(target, header, (about.st_atime_ns, about.st_mtime_ns), shown or "/")
+        self.attributes(target, header, (about.st_atime_ns, about.st_mtime_ns), shown or "/", keys)
+
+    def former(self, source: Path) -> Header | None:
+        """Section 13: the header in `@old`, None if there is no valid one."""
+        try:
+            found = parse_area((source / "@old").read_bytes()[:AREA], self.vault)
+        except OSError:
+            return None
+        return found if found and found.kind == DIRECTORY else None
+
+    def former_key(self, source: Path, header: Header) -> list[bytes]:
+        """Section 13: the key that a directory had before, as long as anything may be under it."""
+        former = self.former(source)
+        return [former.key] if former and former.object_id == header.object_id else []
+
+    def name(self, text: str, keys: list[bytes], object_id: bytes) -> bytes:
+        """Section 5: the name in an entry, under the first key that opens it."""
+        for key in keys[:-1]:
+            with contextlib.suppress(Damage):
+                return siv_open(expand(key, "cryptfs v1 names", 64), unbase64url(text), [object_id])
+        return siv_open(expand(keys[-1], "cryptfs v1 names", 64), unbase64url(text), [object_id])
 
     def long_name(self, entry: Path, shown: str) -> str:
         """Section 5: the text in an entry's sidecar, empty (and reported) if it does not fit."""
@@ -584,6 +605,9 @@ class Extractor:
             header = None
         if header and header.kind == DIRECTORY:
             return header
+        former = self.former(source)
+        if former:
+            return self.header_copies().get(former.object_id, former)
         for copy in itertools.chain(self.header_copies().values(), self.carried(source)):
             name_key = expand(copy.key, "cryptfs v1 names", 64)
             for text in filter(None, names):
@@ -712,13 +736,20 @@ class Extractor:
             os.unlink(target)  # half a file must not pass for one
             raise
 
-    def attributes(self, target: bytes, header: Header, times: tuple[int, int], shown: str) -> None:
+    def attributes(
+        self,
+        target: bytes,
+        header: Header,
+        times: tuple[int, int],
+        shown: str,
+        keys: list[bytes] | None = None,
+    ) -> None:
         """Owner, extended attributes, mode and times, as far as the user running this may set them."""
         with contextlib.suppress(PermissionError):
             os.chown(target, header.uid, header.gid, follow_symlinks=False)
         if header.flags & XATTR:
             try:
-                for name, value in self.xattrs(header).items():
+                for name, value in self.xattrs(header, keys).items():
                     with contextlib.suppress(PermissionError):
                         os.setxattr(target, name, value, follow_symlinks=False)
             except (Damage, OSError) as error:
@@ -727,12 +758,17 @@ class Extractor:
             os.chmod(target, header.mode)
         os.utime(target, ns=times, follow_symlinks=False)
 
-    def xattrs(self, header: Header) -> dict[bytes, bytes]:
-        """Section 11: names and values."""
+    def xattrs(self, header: Header, keys: list[bytes] | None = None) -> dict[bytes, bytes]:
+        """Section 11: names and values; under one of these keys, or the header's."""
+        keys = keys or [header.key]
         digits = header.object_id.hex()
         sealed = (self.root / "xattr" / digits[:2] / digits).read_bytes()
-        key = expand(header.key, "cryptfs v1 xattr", 32)
-        data = parse_json(xaes_open(key, sealed, b"cryptfs v1 xattr" + header.object_id))
+        aad = b"cryptfs v1 xattr" + header.object_id
+        opened = None
+        for key in keys[:-1]:
+            with contextlib.suppress(Damage):
+                opened = opened or xaes_open(expand(key, "cryptfs v1 xattr", 32), sealed, aad)
+        data = parse_json(opened or xaes_open(expand(keys[-1], "cryptfs v1 xattr", 32), sealed, aad))
         unescape = re.compile(rb"%([0-9A-F]{2})")
         return {
             unescape.sub(lambda match: bytes.fromhex(match[1].decode()), name.encode()): value

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Made the golden vaults `v1` and `v1-unclean` (README.md beside it). Never to be run over them.
+"""Made the golden vaults (README.md beside it). Never to be run over them.
 
 A golden vault is what a released version wrote. It is kept for ever, so that every later version
 proves that it reads it. This script is kept to show how they were made, and to begin
@@ -25,13 +25,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from cryptfs.crypto.kdf import floor
-from cryptfs.fs import FileSystem, FsOptions
+from cryptfs.fs import FileSystem, FsOptions, renewing
+from cryptfs.fs.beginning import Beginner
+from cryptfs.fs.reencrypt import Reencrypt
+from cryptfs.fs.throttle import Stopped
 from cryptfs.fs.types import Owner, SetAttr
 from cryptfs.keyslots import KeyFile, Passphrase, RecoveryKey, Tpm2
-from cryptfs.vault import Vault, config
+from cryptfs.vault import Vault, config, rotation
 from cryptfs.vault.layout import create_tree
+from tests.fs.rotation import Cut
 
 PASSPHRASE = "goldene Röntgenröhre 1895"
 RECOVERY = RecoveryKey(hashlib.sha256(b"cryptfs golden vault").digest())
@@ -165,7 +170,7 @@ def main(name: str, folder: Path) -> None:
         if path.exists():
             sys.exit(f"{path} is there: a golden vault is never written again.")
     with tempfile.TemporaryDirectory() as temporary:
-        vault, described = {"v1": clean, "v1-unclean": unclean, "v1-tpm2": with_tpm}[name](Path(temporary))
+        vault, described = MAKERS[name](Path(temporary))
         # Zeros take no room; order and owners do not depend on the machine.
         options = ["--sparse", "--hole-detection=raw", "--format=posix", "--sort=name"]
         options += ["--owner=0", "--group=0", "--numeric-owner"]
@@ -274,6 +279,32 @@ def with_tpm(folder: Path) -> tuple[Path, dict[str, Any]]:
         tpm.stop()
         shutil.copy(tpm.state / "tpm2-00.permall", Path(__file__).with_name("v1-tpm2.permall"))
     return folder / "vault", described
+
+
+def reencryption(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Killed while everything gets new keys: two epochs, directories with two keys, names under both."""
+    mount = new_vault(folder / "vault")
+    with contextlib.closing(mount()) as fs:
+        tree = Tree(fs)
+        fill(tree)
+        tree.set_times()
+        described = tree.describe()
+    path = folder / "vault"
+    unlocked = rotation.begin_reencryption(config.unlock(config.load(path), RECOVERY))
+    # As if it had been killed before the attributes of a directory were sealed anew.
+    with (
+        contextlib.closing(
+            FileSystem(Vault(path, unlocked.vault_id, unlocked.keyring), FsOptions(xattrs=True))
+        ) as fs,
+        mock.patch.object(renewing, "BATCH_FILES", 2),
+        mock.patch.object(Beginner, "_move_attributes", lambda *_: None),
+        contextlib.suppress(Stopped),
+    ):
+        Reencrypt(fs, Cut(28)).renew()
+    return path, described
+
+
+MAKERS = {"v1": clean, "v1-unclean": unclean, "v1-tpm2": with_tpm, "v1-reencryption": reencryption}
 
 
 def lower(vault: Path, fs: FileSystem, path: str) -> Path:

@@ -21,7 +21,7 @@ from tests.golden import independent_reader as reader
 from tests.golden.make_golden import KEY_FILE, PASSPHRASE, RECOVERY, Tree, main
 
 HERE = Path(__file__).parent
-GOLDEN = ["v1", "v1-unclean", "v1-tpm2"]
+GOLDEN = ["v1", "v1-unclean", "v1-tpm2", "v1-reencryption"]
 ROOT = os.geteuid() == 0
 Expected = dict[str, dict[str, Any]]
 
@@ -197,6 +197,34 @@ def test_what_the_golden_vaults_are_for_is_in_them(tmp_path: Path) -> None:
     records = reader.Extractor(unclean, keys).pending()
     assert {record.length is None for record in records} == {True, False}
     assert reader.unclean_sessions((unclean / "journal" / "state").read_bytes(), keys)
+
+
+def test_a_golden_vault_was_cut_in_the_middle_of_a_re_encryption(tmp_path: Path) -> None:
+    """Directories with two keys, with names under both; attributes of a folder under the former key."""
+    path = unpack("v1-reencryption", tmp_path / "vault")
+    keys = reader.unlock((path / "cryptfs.json").read_bytes(), "keyfile", hashlib.sha256(KEY_FILE).digest())
+    extractor = reader.Extractor(path, keys)
+    mixed = attributes = 0
+    for old in (path / "tree").rglob("@old"):
+        header = extractor.directory_header(old.parent, [], "")
+        (former,) = extractor.former_key(old.parent, header)
+        assert former != header.key
+        under = {"new": 0, "old": 0}
+        for entry in old.parent.iterdir():
+            if not entry.name.startswith("@"):
+                name_key = reader.expand(header.key, "cryptfs v1 names", 64)
+                try:
+                    reader.siv_open(name_key, reader.unbase64url(entry.name), [header.object_id])
+                    under["new"] += 1
+                except reader.Damage:
+                    under["old"] += 1
+        mixed += all(under.values())
+        if header.flags & reader.XATTR:
+            with pytest.raises(reader.Damage):
+                extractor.xattrs(header)
+            attributes += bool(extractor.xattrs(header, [header.key, former]))
+    assert mixed
+    assert attributes == 1
 
 
 def test_a_golden_vault_is_never_written_again() -> None:

@@ -566,7 +566,8 @@ def test_a_clean_or_forged_state_excuses_nothing(vault: HandmadeVault, out: Path
     assert [problem.split(":")[0] for problem in decrypt(vault, out)] == ["/cut"]
     vault.state(9, True, [])
     state = vault.path / "journal" / "state"
-    state.write_bytes(state.read_bytes()[:-1] + b"\0")
+    sealed = state.read_bytes()
+    state.write_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]))
     shutil.rmtree(out)
     problems = decrypt(vault, out)
     assert [problem.split(":")[0] for problem in problems] == ["journal/state", "/cut"]

@@ -16,6 +16,7 @@ from cryptfs.index import environment as module
 from cryptfs.index import pages, place
 from cryptfs.index.batch import Batch
 from cryptfs.index.environment import Damaged, Environment, Unavailable, ValueDamaged, discard
+from tests.waiting import wait_for_another_time
 
 from .support import VAULT_ID, FakeKeyring, OtherKeyring, open_environment
 
@@ -67,9 +68,16 @@ def test_map_grows_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert open_environment(tmp_path).get(ITEMS[3][0]) == ITEMS[3][1]
 
 
-def test_bulk_and_clear(tmp_path: Path) -> None:
+def test_the_last_of_a_key_counts(tmp_path: Path) -> None:
     environment = open_environment(tmp_path)
-    assert list(environment.bulk(ITEMS, chunk=1000)) == [1000, 2000, 3000, 3000]
+    environment.write([(b"a", None), (b"a", b"1"), (b"b", b"2"), (b"b", None), (b"c", b"3"), (b"c", b"4")])
+    assert [environment.get(key) for key in (b"a", b"b", b"c")] == [b"1", None, b"4"]
+    environment.close()
+
+
+def test_clear(tmp_path: Path) -> None:
+    environment = open_environment(tmp_path)
+    environment.write(ITEMS)
     assert environment.get(ITEMS[-1][0]) == ITEMS[-1][1]
     environment.clear()
     assert environment.get(ITEMS[-1][0]) is None
@@ -187,7 +195,9 @@ DAMAGES = ["cut", "emptied", "zeroed", "touched", "copied", "gone", "no seal", "
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_changed_file_is_begun_anew(tmp_path: Path, how: str) -> None:
-    damage(filled(tmp_path), how)
+    data = filled(tmp_path)
+    wait_for_another_time(tmp_path)
+    damage(data, how)
     environment = open_environment(tmp_path)
     assert environment.get(ITEMS[0][0]) is None
     assert environment.found.startswith("it was begun anew, because") or how == "gone"
@@ -390,7 +400,7 @@ def test_batch_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     batch.put(b"a", b"1")
     batch.flush()
 
-    def full(self: Environment, sealed: object) -> None:
+    def full(self: Environment, sealed: object, removed: object) -> None:
         raise self._fail(OSError(28, "No space left on device"))
 
     monkeypatch.setattr(Environment, "_write", full)

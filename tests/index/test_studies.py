@@ -125,7 +125,7 @@ def filled(tmp_path: Path) -> Filled:
         ({"series": "1.2.2", "modality": "CT"}, set()),
         ({"patient": "nobody"}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_searches(filled: Filled, query: dict[str, str], expected: set[bytes]) -> None:
     assert filled.files(**query) == expected

@@ -104,6 +104,7 @@ def test_nothing_shows_the_pin(tpm: FakeTpm) -> None:
     assert "4711" not in repr(secret()) + repr(vars(secret()).keys())
 
 
+@pytest.mark.thorough
 class TestInAVault:
     """A configuration with a recovery key and a TPM slot."""
 

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,9 @@ from typing import Any
 import pytest
 
 from cryptfs.mount import control, libc, mountpoint, runtime
+from tests.waiting import HANG, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Fails the test if the condition never comes true; the time is only a stop for a hang."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -40,14 +32,14 @@ class Passthrough:
     def run(self, **options: object) -> subprocess.CompletedProcess[str]:
         settings = json.dumps({"log": str(self.log), **options})
         command = [sys.executable, "-m", "tests.mount.mount_passthrough", self.below, self.at, settings]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG)
 
     def mount(self, **options: object) -> None:
         done = self.run(**options)
         assert done.returncode == 0, done.stderr
 
     def status(self) -> dict[str, Any]:
-        return control.ask(runtime.socket_path(str(self.at)), control.Request("status"), timeout=10)
+        return control.ask(runtime.socket_path(str(self.at)), control.Request("status"), timeout=HANG)
 
     def record(self) -> runtime.Record:
         record = runtime.find(str(self.at))
@@ -60,8 +52,12 @@ class Passthrough:
     def is_mounted(self) -> bool:
         return mountpoint.mounted_at(str(self.at)) is not None
 
+    def is_gone(self) -> bool:
+        """Whether it is unmounted and its process has nothing left to do but to end."""
+        return not self.is_mounted() and runtime.find(str(self.at)) is None
+
     def unmount(self) -> None:
-        control.ask(runtime.socket_path(str(self.at)), control.Request("unmount", timeout=10), timeout=60)
+        control.ask(runtime.socket_path(str(self.at)), control.Request("unmount", timeout=HANG), timeout=HANG)
         wait_until(lambda: runtime.find(str(self.at)) is None)
 
     def log_text(self) -> str:

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -42,6 +42,7 @@ class PassthroughFs:
         self.nodes: dict[int, Node] = {ROOT: Node(ROOT)}
         self.handles: dict[int, tuple[int, int]] = {}  # handle -> (inode, descriptor)
         self.listings: dict[int, tuple[int, list[bytes]]] = {}
+        self.offered: dict[int, list[Node]] = {}
         self.kept_xattrs: dict[int, dict[bytes, bytes]] = {}
         self.next_handle = count(1)
         self.bytes_read = self.bytes_written = 0
@@ -140,6 +141,14 @@ class PassthroughFs:
         with self.lock:
             self.nodes[ino].refs += 1
 
+    def remember_listed(self, dh: int, inos: Iterable[int]) -> None:
+        for ino in inos:
+            self.remember(ino)
+
+    def forget_all(self, counts: Iterable[tuple[int, int]]) -> None:
+        for ino, n in counts:
+            self.forget(ino, n)
+
     def forget(self, ino: int, n: int) -> None:
         with self.lock:
             if ino == ROOT:
@@ -202,11 +211,14 @@ class PassthroughFs:
             except FileNotFoundError:
                 continue
             node = self.node_of(ino, name, st)
+            self.offered.setdefault(dh, []).append(node)
             yield name, self.attr(node.ino, st), number
-            self.drop_if_unused(node)
 
     def releasedir(self, dh: int) -> None:
         del self.listings[dh]
+        for node in self.offered.pop(dh, []):
+            if self.nodes.get(node.ino) is node:
+                self.drop_if_unused(node)
 
     def mkdir(self, parent: int, name: bytes, mode: int, owner: Owner) -> Attr:
         with self.lock:

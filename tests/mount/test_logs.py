@@ -12,6 +12,7 @@ import pytest
 
 from cryptfs.errors import UsageError
 from cryptfs.mount import logs
+from tests.waiting import HANG
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def test_a_file_that_cannot_be_made(tmp_path: Path) -> None:
 def test_the_journals_protocol(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(str(tmp_path / "socket"))
-        journal.settimeout(5)
+        journal.settimeout(HANG)
         handler = logs.JournalHandler(str(tmp_path / "socket"))
         handler.handle(logging.LogRecord("cryptfs", logging.WARNING, "", 0, "one line", None, None))
         handler.handle(logging.LogRecord("cryptfs", logging.ERROR, "", 0, "two\nlines", None, None))

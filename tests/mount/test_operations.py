@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Passthrough, wait_until
+from tests.mount.conftest import Passthrough
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.system
 
@@ -195,12 +197,8 @@ def test_links(mounted: Passthrough) -> None:
 def test_special_files(mounted: Passthrough) -> None:
     os.mkfifo(mounted.at / "fifo", 0o640)
     assert stat.S_ISFIFO((mounted.at / "fifo").stat().st_mode)
-    with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(mounted.at)
-        try:
-            listener.bind("socket")
-        finally:
-            os.chdir("/")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(mounted.at):
+        listener.bind("socket")
     assert stat.S_ISSOCK((mounted.at / "socket").stat().st_mode)
 
 

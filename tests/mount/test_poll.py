@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,7 @@ import trio.testing
 
 from cryptfs.mount import poll
 from cryptfs.mount.poll import Baton, PollingWait, SessionTrio
+from tests.waiting import HANG
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def test_returns_at_once_when_a_request_is_there(pipe: tuple[int, int]) -> None:
     async def main() -> None:
         wait = PollingWait(Baton(), may_spin=True)
         os.write(pipe[1], b"x")
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             await wait(pipe[0])
 
     trio.run(main)
@@ -84,7 +87,7 @@ def test_other_tasks_get_their_turn_while_requests_keep_coming(
 
 def with_limit(main: object) -> None:
     async def limited() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(HANG):
             await main()  # type: ignore[operator]
 
     trio.run(limited)
@@ -144,6 +147,41 @@ def test_never_spins_where_it_may_not(pipe: tuple[int, int], monkeypatch: pytest
         assert score(wait) == 0
 
     with_limit(main)
+
+
+def test_a_short_pause_is_slept_without_the_scheduler(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        wait = PollingWait(Baton(), may_spin=False)
+        os.write(pipe[1], b"x")
+        await wait(pipe[0])
+        os.read(pipe[0], 1)
+        monkeypatch.setattr(poll, "NAP_SECONDS", 60.0)
+        monkeypatch.setattr(wait, "_sleep", None)  # would be a TypeError
+        writer = threading.Thread(target=os.write, args=(pipe[1], b"x"))
+        writer.start()
+        await wait(pipe[0])
+        writer.join()
+
+    with_limit(main)
+
+
+def test_waiting_for_something_is_told_from_using_the_processor(pipe: tuple[int, int]) -> None:
+    wait = PollingWait(Baton(), may_spin=False)
+
+    def waited_while_computing() -> bool:
+        wait.has_waited()
+        until = time.thread_time() + 1e-3
+        while time.thread_time() < until:
+            pass
+        return wait.has_waited()
+
+    # Something else in this process may always be in the way, once or twice.
+    assert not all(waited_while_computing() for _ in range(100))
+    wait.has_waited()
+    time.sleep(1e-3)
+    assert wait.has_waited()
 
 
 def test_a_closed_connection_ends_the_wait(pipe: tuple[int, int]) -> None:

@@ -18,10 +18,13 @@ from pathlib import Path
 import pytest
 
 from cryptfs.fs import FileSystem
+from cryptfs.fs.reencrypt import Reencrypt
+from cryptfs.fs.throttle import Throttle
+from cryptfs.vault.reencryption import Phase
 from tests.fs.support import make_vault, open_fs
 from tests.powercut.disk import Disk, Recorder, Survivors
 from tests.powercut.expect import Client, Found, Unreadable, differences, look, lost
-from tests.powercut.workloads import WORKLOADS
+from tests.powercut.workloads import REENCRYPTIONS, WITH_ATTRIBUTES, WORKLOADS
 
 _MODE = os.environ.get("CRYPTFS_POWERCUT", "")
 STATES = {"": 6, "long": 1000}.get(_MODE) or int(_MODE) // (2 * len(WORKLOADS)) + 1
@@ -49,7 +52,7 @@ def record(scratch: Path, name: str, ordered: bool) -> tuple[Recorder, Client]:
     """Do a workload from the mount on, and stop where the power fails at the latest."""
     vault = make_vault(scratch / "vault")
     with Recorder(vault) as recorder:
-        fs = open_fs(vault, xattrs=name == "attributes")
+        fs = open_fs(vault, xattrs=name in WITH_ATTRIBUTES)
         fs._committer.stop()  # what it does in the background is done where the workload says so
         fs._committer.places.ordered = ordered
         client = Client(fs, lambda: recorder.position)
@@ -93,7 +96,7 @@ def one_state(
     scratch: Path, disk: Disk, top: int, client: Client, cut: int, rng: random.Random, name: str
 ) -> None:
     """Mount one state; sometimes cut the recovery of it, too; sometimes remove everything afterwards."""
-    xattrs = name == "attributes"
+    xattrs = name in WITH_ATTRIBUTES
     place = scratch / "state"
     try:
         disk.write(place, top)
@@ -109,6 +112,11 @@ def one_state(
         twice, fs = check(place, client, cut, xattrs)
         assert not fs.vault.state.found_open
         assert twice == first, "the second mount shows something else"
+        if name in REENCRYPTIONS:
+            assert Reencrypt(fs, Throttle()).renew()
+            assert look(fs, xattrs=True) == first, "a re-encryption that goes on shows something else"
+            assert fs.vault.reencryption.phase is Phase.DONE
+            assert not list(place.rglob("@old"))
         if rng.random() < 0.3:
             remove_all(fs)
         fs.close()
@@ -116,9 +124,12 @@ def one_state(
         shutil.rmtree(place, ignore_errors=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_power_cut(scratch: Path, name: str, ordered: bool) -> None:
+def test_power_cut(scratch: Path, name: str, ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The names of the ciphertext, and with them the order of what is done, come from keys that are random.
+    monkeypatch.setattr(os, "urandom", random.Random(f"{name} {ordered}").randbytes)
     recorder, client = record(scratch, name, ordered)
     # The cuts are spread over the whole, and differ in every run length but not from run to run.
     for number in range(STATES):

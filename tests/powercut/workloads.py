@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from unittest import mock
 
+from cryptfs.fs import reencrypt, renewing
+from cryptfs.fs.proving import Proof
+from cryptfs.fs.throttle import Throttle
 from tests.powercut.expect import Client
 
 WORKLOADS: dict[str, Callable[[Client], None]] = {}
+REENCRYPTIONS = {"reencryption", "reencryption_proved_late"}
+WITH_ATTRIBUTES = {"attributes", *REENCRYPTIONS}
+"""Those that use extended attributes."""
 
 
 def workload(function: Callable[[Client], None]) -> Callable[[Client], None]:
@@ -100,6 +107,26 @@ def append_and_fsync(client: Client) -> None:
     log = client.open("log")
     client.write(log, size, data(100, "again"))
     client.close(log)
+
+
+@workload
+def emptied_and_settled(client: Client) -> None:
+    """Just before an emptied file is synced the background work has settled it, and no other one."""
+    log, index = client.create("log"), client.create("index")
+    for file in (log, index):
+        client.write(file, 0, data(70_000, file.handle))
+        client.fsync(file)
+    for turn in range(3):
+        client.truncate(log, 0)
+        client.write(log, 0, data(90_000, turn))
+        client.write(index, 100 * turn, data(100, turn))
+        client.commit()
+        client.fs._committer.checkpoint(client.fs._handles[log.handle])
+        client.fsync(log)
+        client.write(log, 90_000, data(500, turn))
+        client.fsync(log)
+    client.close(log)
+    client.close(index)
 
 
 @workload
@@ -324,4 +351,43 @@ def deleted_while_open(client: Client) -> None:
     client.put("index", data(9000, "another"), sync=True)
     client.fs.write(file.handle, 0, data(300, "scratch again"))
     client.checkpoint()
+    client.close(file)
+
+
+@workload
+def reencryption(client: Client) -> None:
+    """Everything gets new keys and names; each batch is synced before the next is begun."""
+    reencrypt_everything(client, lambda proof, throttle: proof._run(throttle))
+
+
+@workload
+def reencryption_proved_late(client: Client) -> None:
+    """The same; each batch is synced when the next one was copied, the last instant at which it may be."""
+    reencrypt_everything(client, lambda _proof, _throttle: None)
+
+
+def reencrypt_everything(client: Client, start: Callable[[Proof, Throttle], None]) -> None:
+    """A file is open meanwhile, and what is not synced is there as well."""
+    client.mkdir("a")
+    client.mkdir("a/" + "m" * 240)
+    client.put("a/image", data(70_000, "image"), sync=True)
+    client.link("a/image", "a/" + "m" * 240 + "/image")
+    client.put("a/" + "n" * 240, data(100, "long"))
+    client.put("a/empty", b"")
+    client.symlink("link", b"a/image")
+    client.setxattr("a/empty", b"user.a", b"1")
+    client.setxattr("a", b"user.b", b"2")
+    sparse = client.create("sparse")
+    client.write(sparse, 0, data(3000, "begin"))
+    client.write(sparse, 1_300_000, data(3000, "end"))
+    client.close(sparse)
+    client.sync()
+    file = client.create("a/open")
+    client.write(file, 0, data(9000, "open"))
+    client.fsync(file)
+    client.write(file, 100, data(200, "changed"))
+    with mock.patch.object(renewing, "BATCH_FILES", 3), mock.patch.object(Proof, "start", start):
+        reencrypt.Reencrypt(client.fs, Throttle()).renew()
+    client.write(file, 200, data(200, "changed again"))
+    client.fsync(file)
     client.close(file)

@@ -13,6 +13,7 @@ import pytest
 from cryptfs.practice import worker
 from cryptfs.practice.reader import Reader, Stopped
 from cryptfs.practice.tags import Kind, Reading, Tags
+from tests.waiting import HANG
 
 from .images import image
 
@@ -67,7 +68,7 @@ def test_it_ends_with_its_input(reader: Reader) -> None:
     process = reader._process
     assert process is not None and process.stdin is not None
     process.stdin.close()
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0
 
 
 def test_a_file_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

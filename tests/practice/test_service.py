@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cryptfs.errors import CryptfsError
+from cryptfs.fs.reencrypt import Reencrypt
+from cryptfs.fs.throttle import Throttle
 from cryptfs.fs.types import SetAttr
 from cryptfs.index.studysearch import Query
 from cryptfs.practice.service import PURPOSE, StudyService
-from cryptfs.practice.watching import WatchedFileSystem
+from cryptfs.practice.watching import QUEUE_MAX, WatchedFileSystem
+from tests.waiting import wait_until
 
 from ..fs.support import ME, FakeKeyring, make_vault, open_fs
 from .images import image
@@ -79,13 +81,6 @@ def opened(vault: Path, place: Path) -> Iterator[Open]:
             one.close()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_it_follows_everything(opened: Open) -> None:
     one = opened()
     fs = one.fs
@@ -128,6 +123,35 @@ def test_another_image_in_the_same_file(opened: Open) -> None:
     assert one.paths() == set()
 
 
+def test_what_was_restored_behind_the_mount(vault: Path, place: Path) -> None:
+    service = StudyService(open_fs(vault, place=place), place, FakeKeyring())
+    fs = service.fs
+    try:
+        handle, attr = fs.create(1, b"x", 0o644, ME, os.O_RDWR)
+        fs.write(handle, 0, image(patient_id="FIRST"))
+        fs.release(handle)
+        fs.sync()
+        lower = next(path for path in (vault / "tree").iterdir() if not path.name.startswith("@"))
+        backup = lower.read_bytes()
+        handle = fs.open(attr.ino, os.O_RDWR | os.O_TRUNC)
+        fs.write(handle, 0, image(patient_id="SECOND"))
+        fs.release(handle)
+        fs.sync()
+        fs.forget(attr.ino, 1)
+        service.complete(lambda read, left: None)
+        assert [len(service.find(Query(patient=who)).files) for who in ("FIRST", "SECOND")] == [0, 1]
+
+        lower.unlink()
+        lower.write_bytes(backup)
+        survey = fs.survey()
+        survey.run()
+        fs.accept(survey)
+        service.complete(lambda read, left: None)
+        assert [len(service.find(Query(patient=who)).files) for who in ("FIRST", "SECOND")] == [1, 0]
+    finally:
+        fs.close()
+
+
 def test_what_is_not_read_yet_is_said(opened: Open) -> None:
     one = opened()
     one.complete()
@@ -136,6 +160,25 @@ def test_what_is_not_read_yet_is_said(opened: Open) -> None:
     assert (answer.files, answer.left.files, answer.left.is_complete) == ([], 1, False)
     one.complete()
     assert one.service.find(Query()).left.is_complete
+
+
+def test_status_says_what_is_left_and_why_there_is_none(opened: Open) -> None:
+    one = opened()
+    assert one.service.status()["studies"]["state"] == "reading", "nothing was listed yet"
+    one.complete()
+    one.put(b"x", image())
+    one.service.find(Query())
+    left = {"state": "reading", "to_read": 1, "to_list": 0, "reason": ""}
+    assert one.service.status() == {"studies": left}
+    one.complete()
+    assert one.service.status()["studies"]["state"] == "complete"
+    one.service._indexer.failed = "the disk is full."
+    assert one.service.status()["studies"] == left | {
+        "state": "none",
+        "to_read": 0,
+        "reason": "the disk is full",
+    }
+    one.service._indexer.failed = ""
 
 
 def test_it_works_in_the_background(opened: Open) -> None:
@@ -247,6 +290,33 @@ def test_more_than_the_queue_holds(opened: Open) -> None:
     one.fs.unlink(1, b"0")
     one.complete()
     assert one.paths() == {b"%d" % number for number in range(1, 6)}
+
+
+def test_a_re_encryption_makes_other_objects_of_the_same_images(opened: Open) -> None:
+    one = opened()
+    ino = one.put(b"a", image(patient_id="A"))
+    folder = one.fs.mkdir(1, b"folder", 0o755, ME).ino
+    one.put(b"b", image(patient_id="B"), folder)
+    one.complete()
+    for limit in (QUEUE_MAX, 1):  # the second time nearly all that is told is dropped
+        one.service._queue._limit = limit
+        assert Reencrypt(one.fs.unwatched, Throttle()).renew()
+        one.fs.vault.reencryption.end()
+        one.complete()
+        assert not one.service._queue.ids_changed
+        assert one.paths(patient="A") == {b"a"}
+        assert one.paths(patient="B") == {b"folder/b"}
+        assert one.service.stats().summary.all_files == 2
+        # What is written from now on is noticed under the new object.
+        handle = one.fs.open(ino, os.O_WRONLY | os.O_TRUNC)
+        one.fs.write(handle, 0, image(patient_id="C"))
+        one.fs.release(handle)
+        one.complete()
+        assert (one.paths(patient="A"), one.paths(patient="C")) == (set(), {b"a"})
+        handle = one.fs.open(ino, os.O_WRONLY | os.O_TRUNC)
+        one.fs.write(handle, 0, image(patient_id="A"))
+        one.fs.release(handle)
+        one.complete()
 
 
 def test_a_damaged_file_does_not_hold_up_the_others(opened: Open, vault: Path) -> None:

@@ -144,6 +144,7 @@ def test_what_is_not_dicom(data: bytes) -> None:
     assert read_tags(data, True).kind == Kind.NOT_DICOM
 
 
+@pytest.mark.thorough
 def test_a_deflated_bomb_is_not_unpacked() -> None:
     squeezer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     bomb = squeezer.compress(bytes(64 << 20)) + squeezer.flush()

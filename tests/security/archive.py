@@ -93,6 +93,13 @@ class Archive:
         create_tree(path, unlocked.vault_id, unlocked.keyring, backup_group=False, mode=0o755, uid=0, gid=0)
         config.write_new(unlocked)
 
+    @classmethod
+    def of(cls, path: Path, recovery: RecoveryKey) -> Archive:
+        """One that is there, and opens with this key."""
+        self = cls.__new__(cls)
+        self.path, self.state, self.recovery = path, None, recovery
+        return self
+
     def unlock(self) -> config.Unlocked:
         return config.unlock(config.load(self.path), self.recovery)
 

@@ -60,6 +60,7 @@ def test_a_wrong_secret_opens_nothing(keys: Keys) -> None:
     assert keys.unlock(keys.passphrase).keys == keys.unlock().keys
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [

@@ -237,6 +237,7 @@ def test_a_kill_does_not_open_the_door(watched: Archive, tmp_path: Path) -> None
     # The session before was killed while nothing was being renamed or removed: all is compared as ever.
     host = tmp_path / "host"
     with watched.mounted() as mounted:
+        mounted.fs._committer.stop()  # vault and host are copied at one instant
         mounted.write("alice/new", b"x")
         mounted.fs.sync()
         host.mkdir()
@@ -281,3 +282,20 @@ def test_nothing_of_the_vault_shows_in_the_witness(watched: Archive) -> None:
     for path in files:
         data = path.read_bytes()
         assert not any(secret in data for secret in secrets), path
+
+
+def test_a_name_that_nobody_wrote_does_not_stop_the_witness(watched: Archive) -> None:
+    """A second spelling of a name is looked at before its folder is removed."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    name = watched.lower("report").name  # 6 + 16 bytes: four unused bits
+    spelling = name[:-1] + alphabet[alphabet.index(name[-1]) | 1]
+    assert spelling != name
+    with watched.mounted() as mounted:
+        mounted.mkdir("empty")
+    shutil.copy(watched.lower("report"), watched.lower("empty") / spelling)
+    with watched.mounted() as mounted:
+        with pytest.raises(OSError, match="not empty"):
+            mounted.fs.rmdir(1, b"empty")
+        mounted.fs.sync()
+        assert mounted.fs.stats()["witness"]["state"] == "on"
+        assert events(mounted) == (0, 0, 0)

@@ -16,9 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from tests.waiting import wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
 PASSPHRASE = "mammography-Köln-1895 röntgen"
@@ -29,14 +29,6 @@ def system_under_test() -> str:
     if name not in ("cryptfs", "plain"):
         raise ValueError(f"CRYPTFS_TEST_SYSTEM is {name!r}, it must be cryptfs or plain")
     return name
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Returns as soon as the condition holds; AssertionError naming `what` if it never does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain until {what}"
-        time.sleep(0.02)
 
 
 def is_mounted(path: Path) -> bool:
@@ -130,7 +122,7 @@ class CryptfsMount:
         argv = [sys.executable, "-m", "cryptfs", *map(str, arguments)]
         with out_path.open("w") as out, err_path.open("w") as err:
             code = subprocess.call(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd="/", timeout=120
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd="/", timeout=600
             )
         result = subprocess.CompletedProcess(argv, code, out_path.read_text(), err_path.read_text())
         if check and code != 0:

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .mounts import wait_until
+from tests.waiting import HANG, wait_until
+
+from .processes import in_session
 
 T = TypeVar("T")
 _numbers = itertools.count(1)
@@ -53,7 +55,12 @@ class Namespace:
         """Starts a server; its output goes to a file beside the test."""
         with (self._logs / f"{Path(argv[0]).name}-{next(_numbers)}.log").open("wb") as log:
             process = subprocess.Popen(
-                self._argv(argv, user), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_ENVIRONMENT
+                self._argv(argv, user),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_ENVIRONMENT,
+                start_new_session=True,
             )
         self._processes.append(process)
         return process
@@ -62,11 +69,14 @@ class Namespace:
         """SIGTERM and its exit code; SIGKILL and an error when it does not obey."""
         process.terminate()
         try:
-            return process.wait(60)
+            code = process.wait(HANG)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
+        # Some serve each client in a process of its own, which may have a file open yet.
+        wait_until(lambda: not in_session(process.pid), "all of the server's processes have ended")
+        return code
 
     def run(self, *argv: str | Path, user: str | None = None, check: bool = True) -> str:
         """Runs a client to its end and returns all it printed; AssertionError if it fails."""
@@ -75,7 +85,7 @@ class Namespace:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=300,
+            timeout=600,
             env=_ENVIRONMENT,
         )
         output = result.stdout + result.stderr
@@ -149,7 +159,7 @@ class Orthanc:
             assert process.poll() is None, f"Orthanc ended at its start with {process.returncode}"
             return self.namespace.listening(8042) and self.namespace.listening(4242)
 
-        wait_until(ready, "Orthanc listens", 60)
+        wait_until(ready, "Orthanc listens")
 
     def stop(self) -> None:
         assert self._process is not None
@@ -167,7 +177,7 @@ class Orthanc:
 
     @staticmethod
     def _request(method: str, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", 8042, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", 8042, timeout=HANG)
         try:
             connection.request(method, path, body=b"" if method == "POST" else None)
             response = connection.getresponse()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .dicom import PATIENT_NAME, ImageSet, Pixels, made_set, pixels_by_instance
-from .mounts import Mount, wait_until
+from .mounts import Mount
 from .servers import Namespace
 
 pytestmark = pytest.mark.system

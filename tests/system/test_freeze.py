@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from .mounts import PROJECT, CryptfsMount, is_alive, wait_until
+from tests.waiting import wait_until
+
+from .mounts import PROJECT, CryptfsMount, is_alive
 from .processes import Child
 
 pytestmark = pytest.mark.system
@@ -27,13 +29,16 @@ def mounted(vault: CryptfsMount) -> CryptfsMount:
 
 
 def status(mount: CryptfsMount) -> dict[str, object]:
-    (found,) = json.loads(mount.cli("status", mount.path, "--json").stdout)["mounts"]
-    assert isinstance(found, dict)
-    return found
+    """Asked again while the machine is too busy for an answer in time."""
+    while True:
+        (found,) = json.loads(mount.cli("status", mount.path, "--json").stdout)["mounts"]
+        assert isinstance(found, dict)
+        if found["state"] != "not answering":
+            return found
 
 
 @contextmanager
-def freezing(mount: CryptfsMount, timeout: str = "5m") -> Iterator[subprocess.Popen[str]]:
+def freezing(mount: CryptfsMount, timeout: str = "30m") -> Iterator[subprocess.Popen[str]]:
     """A freeze that lasts until `thaw` is called: no pipe, which forked writers would hold open."""
     (mount.base / "thaw").unlink(missing_ok=True)
     environment = os.environ | {"CRYPTFS_RUNTIME_DIR": str(mount.base / "run"), "PYTHONPATH": str(PROJECT)}
@@ -96,7 +101,7 @@ def test_writers_wait_and_readers_do_not(mounted: CryptfsMount) -> None:
         (mounted.path / f"{number}").write_bytes(b"r" * 70_000)
     with freezing(mounted) as freeze:
         state = status(mounted)
-        assert state["frozen"] is True and state["frozen_seconds_left"] > 60  # type: ignore[operator]
+        assert state["frozen"] is True and state["frozen_seconds_left"] > 0  # type: ignore[operator]
         # More than the daemon has tasks when nothing is frozen.
         writers = [Child(write(mounted.path / f"{number}")) for number in range(60)]
         remover = Child(lambda: os.unlink(mounted.path / "unwanted"))
@@ -159,6 +164,7 @@ def test_only_one_freeze_at_a_time_and_no_unmount(mounted: CryptfsMount) -> None
         assert (second.returncode, "frozen already" in second.stderr) == (14, True)
         refused = mounted.cli("unmount", mounted.path, check=False)
         assert (refused.returncode, "frozen for a backup" in refused.stderr) == (15, True)
+    wait_until(lambda: status(mounted)["frozen"] is False, "the daemon knows that who froze it is gone")
     mounted.cli("freeze", mounted.vault, "--", "true")
 
 
@@ -174,11 +180,12 @@ def test_a_daemon_killed_while_frozen_leaves_an_unmounted_vault(mounted: Cryptfs
 def test_a_daemon_told_to_end_thaws_first(mounted: CryptfsMount) -> None:
     with freezing(mounted) as freeze:
         writer = Child(write(mounted.path / "during"))
-        wait_until(lambda: status(mounted)["requests_held"] == 1, "the writer waits")
-        os.kill(mounted.daemon_pids()[0], signal.SIGTERM)
+        wait_until(lambda: status(mounted)["requests_held"], "the writer waits")
+        (pid,) = mounted.daemon_pids()
+        os.kill(pid, signal.SIGTERM)
         assert freeze.wait(240) == 25
         writer.result()
-    wait_until(lambda: not mounted.daemon_pids(), "the daemon has ended", 60)
+    wait_until(lambda: not mounted.daemon_pids(), "the daemon has ended")
     mounted.recover()
     assert (mounted.path / "during").read_bytes() == b"during"
 

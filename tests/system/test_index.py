@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from .mounts import CryptfsMount, is_mounted, wait_until
+from tests.waiting import HANG, wait_until
+
+from .mounts import CryptfsMount, is_mounted
 
 pytestmark = pytest.mark.system
 
@@ -58,7 +60,7 @@ def lower_calls(mount: CryptfsMount, tmp_path: Path, walk: list[str]) -> list[st
 
 def calls_of_a_walk(mount: CryptfsMount, tmp_path: Path) -> list[str]:
     """Those of the first walk during which the background had nothing to do, such as settling what is new."""
-    enough = time.monotonic() + 90
+    enough = time.monotonic() + HANG
     while True:
         drop_caches()
         calls = lower_calls(mount, tmp_path, ["find", str(mount.path), "-ls"])

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from .mounts import CryptfsMount, wait_until
+from tests.waiting import wait_until
+
+from .mounts import CryptfsMount
 from .processes import Child
 from .test_backup import borg, restic, rsync
 
@@ -80,7 +82,7 @@ def test_a_backup_under_load(
     expected = kept.read_bytes()
     loader = Child(lambda: load(vault.path, tmp_path / "started"))
     try:
-        wait_until((tmp_path / "started").exists, "the load is there", 120)
+        wait_until((tmp_path / "started").exists, "the load is there")
         elsewhere = make_mount()
         tool_ignoring_vanished(tool)(vault.vault, elsewhere.vault, tmp_path)
         assert os.waitpid(loader.pid, os.WNOHANG) == (0, 0), "the load ended before the backup"
@@ -148,10 +150,10 @@ def test_a_database_copied_in_a_freeze_is_sound(
     database.close()
     loader = Child(lambda: load(vault.path, tmp_path / "started"))
     try:
-        wait_until((tmp_path / "started").exists, "the load is there", 120)
+        wait_until((tmp_path / "started").exists, "the load is there")
         elsewhere = make_mount()
         copy = ("rsync", "-rl", f"{vault.vault}/", f"{elsewhere.vault}/")
-        vault.cli("freeze", vault.vault, "--timeout", "2m", "--", *copy)
+        vault.cli("freeze", vault.vault, "--timeout", "30m", "--", *copy)
     finally:
         os.kill(loader.pid, signal.SIGKILL)
         os.waitpid(loader.pid, 0)

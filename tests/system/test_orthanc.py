@@ -15,8 +15,10 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from tests.waiting import wait_until
+
 from .dicom import ImageSet, Pixels, image_set, made_set, pixels_by_instance, shown_by
-from .mounts import Mount, wait_until
+from .mounts import Mount
 from .processes import as_user
 from .servers import Namespace, Orthanc
 from .test_names import errno_of

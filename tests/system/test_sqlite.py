@@ -17,7 +17,7 @@ ROWS = 60
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=60, isolation_level=None)
+    return sqlite3.connect(path, timeout=600, isolation_level=None)
 
 
 def _check(path: Path, expected: int) -> None:

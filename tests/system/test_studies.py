@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .dicom import ImageSet, image_set
-from .mounts import CryptfsMount, Mount, wait_until
+from .mounts import CryptfsMount, Mount
 from .servers import Namespace, Orthanc
 from .test_orthanc import DICOM
 
@@ -29,7 +31,7 @@ def stats(mount: CryptfsMount) -> dict[str, Any]:
 
 
 def complete(mount: CryptfsMount) -> dict[str, Any]:
-    wait_until(lambda: bool(stats(mount)["complete"]), "everything was read", 300)
+    wait_until(lambda: bool(stats(mount)["complete"]), "everything was read")
     return stats(mount)
 
 
@@ -46,6 +48,8 @@ def test_what_orthanc_stored_is_found(
     options = ("--no-halt", "--scan-directories", "--recurse", "--call", "ORTHANC")
     namespace.run("dcmsend", *options, *DICOM, images.folder, check=False)
     orthanc.stop()
+    # The kernel tells of the last file's closing in its own time.
+    wait_until(lambda: stats(mount)["instances"] >= images.instances, "all images were read")
     found = complete(mount)
     assert (found["patients"], found["studies"], found["instances"]) == (
         images.patients,

@@ -85,7 +85,7 @@ def test_rsync_updates(folder: Path, shared_mount: Mount, source_tree: Path) -> 
 def test_git(folder: Path, shared_mount: Mount, source_tree: Path) -> None:
     repository, clone = folder / "repository", folder / "clone"
     git = ("git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
-    git += ("-c", "safe.directory=*")
+    git += ("-c", "safe.directory=*", "-c", "gc.auto=0", "-c", "maintenance.auto=false")
     shutil.copytree(source_tree / "email", repository)
     run(*git, "init", "-q", repository)
     run(*git, "add", ".", cwd=repository)

@@ -375,6 +375,24 @@ class TestCommands:
         with device.connect(tpm.address) as esys:
             assert not lockout.state(esys).password_set
 
+    def test_after_a_release_the_password_of_another_vault_is_not_guessed_at(
+        self, tpm: SoftwareTpm, vault: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One wrong password, and the TPM takes none for a day: the other vault could not use it either."""
+        monkeypatch.setenv(device.OVERRIDE, tpm.address)
+        paper = ("--recovery-key-file", "@paper")
+        self.run(vault, "add", vault, "tpm2", *paper, "--pin-file", "@pin")
+        self.run(vault, "lockout", vault, "--release", *paper)
+        other = vault.parent / "other"
+        make(other)
+        self.run(other, "add", other, "tpm2", *paper, "--pin-file", "@pin")
+        for action in ("--reset", "--release"):
+            assert "was taken off this TPM" in self.run(vault, "lockout", vault, action, *paper, code=20)
+        assert "Removed" in self.run(vault, "remove", vault, config.load(vault).slots[-1].id, "--yes", *paper)
+        self.run(other, "test", other, "--tpm", "--pin-file", "@wrong", code=10)
+        self.run(other, "lockout", other, "--reset", *paper)
+        assert "0 of 32 wrong PINs" in self.run(other, "lockout", other)
+
     def test_no_tpm_and_no_software_for_it(self, vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         paper = ("--recovery-key-file", "@paper")
         add = ("add", vault, "tpm2", *paper, "--pin-file", "@pin", "--tpm-device")

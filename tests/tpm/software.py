@@ -7,12 +7,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from cryptfs.tpm import device
-
-_PATIENCE = 60.0
+from tests.waiting import wait_until
 
 
 def installed() -> bool:
@@ -49,7 +47,7 @@ class SoftwareTpm:
             check=True,
             stdin=subprocess.DEVNULL,
         )
-        wait_for(lambda: pid_file.exists() and pid_file.read_text().strip(), "swtpm wrote its pid")
+        wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), "swtpm wrote its pid")
         self.pid = int(pid_file.read_text())
         for pcr in (0, 7):
             self.extend(pcr, b"as the firmware does")
@@ -59,7 +57,7 @@ class SoftwareTpm:
         if self.pid:
             os.kill(self.pid, signal.SIGTERM)
             pid, self.pid = self.pid, 0
-            wait_for(lambda: not _alive(pid), "swtpm ended")
+            wait_until(lambda: not _alive(pid), "swtpm ended")
 
     def restart(self) -> None:
         """The machine is switched off and on; what it measures is the same."""
@@ -91,10 +89,3 @@ def _alive(pid: int) -> bool:
         return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
-
-
-def wait_for(condition: object, what: str) -> None:
-    end = time.monotonic() + _PATIENCE
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, f"not within {_PATIENCE} s: {what}"
-        time.sleep(0.01)

@@ -76,6 +76,7 @@ def test_the_original_opens(original: bytes) -> None:
     assert open_text(original).keyring.current.number == 1
 
 
+@pytest.mark.thorough
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_any_field_replaced_removed_or_added(original: bytes, data: st.DataObject) -> None:

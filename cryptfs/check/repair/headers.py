@@ -10,7 +10,7 @@ from cryptfs.check.finding import Finding
 from cryptfs.check.headers import Slots, judge
 from cryptfs.check.repair.workshop import RDWR, Opened, Step, Unrepairable, Workshop
 from cryptfs.vault.dirlog import RECORD_SIZE
-from cryptfs.vault.diskio import pread_all, pwrite_all, replace_file
+from cryptfs.vault.diskio import make_folder, pread_all, pwrite_all, replace_file
 from cryptfs.vault.header import DIRECTORY, READ_SIZE, SLOT_OFFSETS, Header
 from cryptfs.vault.layout import DIRS
 from cryptfs.vault.names import DIR_HEADER
@@ -86,10 +86,7 @@ def record_copy(shop: Workshop, header: Header, parent_id: bytes | None) -> None
     """A copy of a new header in `dirs/`, in a log of its own, durably."""
     record = shop.context.codec.pack(header) + (parent_id or bytes(16))
     with shop.folder("") as vault:
-        try:
-            os.mkdir(DIRS, shop.context.modes.directory, dir_fd=vault)
-        except FileExistsError:
-            pass
+        make_folder(DIRS, shop.context.modes.directory, dir_fd=vault, exist_ok=True)
     with shop.folder(DIRS) as folder:
         name = f"{os.urandom(8).hex()}.log"
         replace_file(folder, name, record.ljust(RECORD_SIZE, b"\0"), shop.context.modes.file)

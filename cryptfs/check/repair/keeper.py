@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryptfs.check.finding import printable_place
-from cryptfs.vault.diskio import fsync_path, pwrite_all
+from cryptfs.vault.diskio import create, fsync_path, make_folder, open_regular, pwrite_all
 
 PREFIX = "repair-"
 LOG = "log.jsonl"
@@ -41,7 +41,7 @@ class Keeper:
             while folder.exists():
                 number += 1
                 folder = self._vault / f"{PREFIX}{stamp}-{number}"
-            folder.mkdir(mode=self._mode)
+            make_folder(folder, self._mode)
             fsync_path(str(self._vault))
             self._folder = folder
         return self._folder
@@ -53,7 +53,7 @@ class Keeper:
     def note(self, place: bytes, action: str, kept: str = "", **more: object) -> None:
         """A line in the log: done, or about to be done."""
         line = {"place": printable_place(place), "action": action, **({"kept": kept} if kept else {}), **more}
-        fd = os.open(self._open() / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = open_regular(self._open() / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             os.write(fd, json.dumps(line).encode() + b"\n")
             os.fsync(fd)
@@ -82,7 +82,7 @@ class Keeper:
 
     def _write(self, write: Callable[[int], object]) -> str:
         folder, name = self._open(), self._next()
-        fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = create(folder / name, 0o600)
         try:
             write(fd)
             os.fsync(fd)

@@ -11,13 +11,13 @@ import os
 import stat
 
 from cryptfs.check import names as places
-from cryptfs.check.directory import OPEN_DIR, OPEN_FILE, plain_name
+from cryptfs.check.directory import OPEN_DIR, OPEN_FILE, former_header, plain_name
 from cryptfs.check.finding import Finding
 from cryptfs.check.headers import judge
 from cryptfs.check.repair import headers
 from cryptfs.check.repair.workshop import Opened, Step, Unrepairable, Workshop
 from cryptfs.vault.content import ContentCipher, Geometry, InvalidTag
-from cryptfs.vault.diskio import pread_all, pwrite_all, renameat2
+from cryptfs.vault.diskio import create, make_folder, pread_all, pwrite_all, renameat2
 from cryptfs.vault.header import DIRECTORY, FILE, READ_SIZE, SYMLINK, Header
 from cryptfs.vault.names import (
     DIR_HEADER,
@@ -194,24 +194,29 @@ def _folder(shop: Workshop, name: bytes) -> tuple[int, NameCipher]:
         inner, inner_header = _child(shop, top, top_header, name)
     finally:
         os.close(top)
+    # Where everything is being re-encrypted, what comes there is still to be done.
+    inner_header = former_header(shop.context, inner) or inner_header
     return inner, NameCipher(inner_header.key, inner_header.object_id)
 
 
 def _child(shop: Workshop, dir_fd: int, above: Header, name: bytes) -> tuple[int, Header]:
     """A directory below another, open; made whole under another name first, so that none is half made."""
     lname = NameCipher(above.key, above.object_id).encrypt(name)
+    former = former_header(shop.context, dir_fd)
+    if former is not None:
+        under_former = NameCipher(former.key, former.object_id).encrypt(name)
+        if under_former in map(os.fsencode, os.listdir(dir_fd)):
+            lname = under_former
     try:
         fd = os.open(lname, OPEN_DIR, dir_fd=dir_fd)
     except FileNotFoundError:
         header = headers.new_directory_header(shop, above)
         header.mode = 0o700
         temporary = TEMP_PREFIX + os.urandom(8).hex().encode()
-        os.mkdir(temporary, shop.context.modes.directory, dir_fd=dir_fd)
+        make_folder(temporary, shop.context.modes.directory, dir_fd=dir_fd)
         fd = os.open(temporary, OPEN_DIR, dir_fd=dir_fd)
         try:
-            file = os.open(
-                DIR_HEADER, os.O_WRONLY | os.O_CREAT | os.O_EXCL, shop.context.modes.file, dir_fd=fd
-            )
+            file = create(DIR_HEADER, shop.context.modes.file, dir_fd=fd)
             try:
                 pwrite_all(file, shop.context.codec.pack(header), 0)
                 os.fsync(file)

@@ -16,6 +16,7 @@ from cryptfs.check.repair.workshop import Step, Unrepairable, Workshop
 from cryptfs.errors import IntegrityError
 from cryptfs.fs.recovery import recover
 from cryptfs.vault import Vault
+from cryptfs.vault.diskio import make_folder
 from cryptfs.vault.layout import JOURNAL
 from cryptfs.vault.lock import take_lock
 
@@ -30,12 +31,16 @@ class Outcome:
     left: list[tuple[Finding, str]] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     kept_in: str = ""
+    told: int = 0
+    """Of how many names the rollback witness of this host was told."""
+    not_told: str = ""
+    """Why it could not be told."""
 
 
 @contextlib.contextmanager
 def alone(context: Context) -> Iterator[None]:
     """Hold the vault's lock: nobody mounts it meanwhile. VaultInUse if somebody has it."""
-    (context.path / JOURNAL).mkdir(mode=context.modes.directory, exist_ok=True)
+    make_folder(context.path / JOURNAL, context.modes.directory, exist_ok=True)
     fd = take_lock(context.path, context.modes.file)
     try:
         yield

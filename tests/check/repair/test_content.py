@@ -45,6 +45,7 @@ def reads_to_its_end(archive: Archive, path: str) -> bytes | None:
             return None
 
 
+@pytest.mark.thorough
 def test_no_harm_becomes_other_data(archive: Archive, image: str) -> None:
     """Afterwards the file is what it was, or reading it to its end is an error; all chunks are its own."""
     lower, stride = archive.lower(image), archive.stride(image)
