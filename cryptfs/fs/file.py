@@ -22,9 +22,6 @@ HOLE_AT = 1 << 20
 PENDING_MAX = 1 << 21
 """How many bytes of one file may wait in the journal and in memory to be put in place."""
 
-KEPT_MAX = 4 << 20
-"""Bytes of one file that a full disk refused, kept to be given to it again."""
-
 MIB_LOG2 = 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -38,8 +35,9 @@ class File(StoredFile):
         """Put `data` at `offset`; all of it, or an OSError.
 
         After an error the file is as it was, or as it should be: what reached the disk in part, and what
-        a full disk refused (`KEPT_MAX`), is kept in memory and given to it again, and no sync succeeds before
-        it took that. For the kernel has such data in its cache, takes it for written, and shows it.
+        a full disk refused (within the bounds of `refused`), is kept in memory and given to it again, and no
+        sync succeeds before it took that. For the kernel has such data in its cache, takes it for written,
+        and shows it.
         """
         size = len(data)
         if size == 0:
@@ -89,7 +87,7 @@ class File(StoredFile):
                 raise
 
     def _may_keep(self, problem: OSError) -> bool:
-        return problem.errno in _FULL and self.dirty_bytes() <= KEPT_MAX and self.committer.refused.may_grow()
+        return problem.errno in _FULL and self.committer.refused.keeps(self)
 
     def _touch(self, begin: int, end: int) -> None:
         """Note for whoever copies the file that these bytes change, and what was its end."""

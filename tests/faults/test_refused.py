@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.fs import FileSystem
-from cryptfs.fs import file as file_module
+from cryptfs.fs import FileSystem, refused
 from cryptfs.fs.types import SetAttr
 from tests.faults.test_injected import mounted, scratch
 from tests.fs.support import ME, get, open_fs
@@ -260,7 +259,7 @@ def test_when_it_cannot_be_emptied_it_keeps_what_was_refused(scratch: Path) -> N
 
 
 def test_what_is_kept_is_bounded(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_module, "KEPT_MAX", 300_000)
+    monkeypatch.setattr(refused, "KEPT_MAX", 300_000)
     full = FullUnderDurable(scratch)
     full.write(len(OLD), bytes(200_000))
     kept = full.content[:]
@@ -273,12 +272,48 @@ def test_what_is_kept_is_bounded(scratch: Path, monkeypatch: pytest.MonkeyPatch)
     full.close()
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_is_kept_of_all_files_is_bounded(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    monkeypatch.setattr(refused, "REFUSED_MAX", 500_000)
+    full = FullUnderDurable(scratch)
+    full.faults.over()
+    handle, other = full.fs.create(1, b"other", 0o644, ME, os.O_RDWR)
+    full.fs.write(handle, 0, OLD)
+    full.fs.fsync(handle)
+    full.faults.fails_at = full.faults.count
+    with pytest.raises(OSError, match="No space"):
+        full.fs.write(handle, len(OLD), bytes(350_000))
+    if closed:
+        with pytest.raises(OSError, match="No space"):
+            full.fs.release(handle)
+    full.write(len(OLD), bytes(100_000))
+    kept = full.content[:]
+    full.write(len(kept), bytes(100_000))
+    full.content[:] = kept
+    assert full.read() == kept
+    # When the other one is given up there is room for more.
+    if closed:
+        full.fs.unlink(1, b"other")
+    else:
+        full.fs.setattr(other.ino, SetAttr(size=len(OLD)), handle)
+    full.write(len(kept), bytes(100_000))
+    assert full.read() == full.content
+    full.faults.over()
+    full.fs.fsync(full.handle)
+    if not closed:
+        full.fs.release(handle)
+    assert full.read() == full.content == full.killed(scratch)
+    full.close()
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.EFBIG])
 def test_another_error_leaves_the_file_as_it_was(scratch: Path, code: int) -> None:
     full = FullUnderDurable(scratch)
     full.faults._code = code
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError) as problem:
         full.fs.write(full.handle, 10, b"refused")
-    assert refused.value.errno == code
+    assert problem.value.errno == code
     assert full.read() == OLD
     full.close()
