@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptfs.cli import terminal
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.main import printable
 from cryptfs.cli.mount import remembered_at
 from cryptfs.cli.secrets import SecretSource, secret_options
@@ -30,7 +31,7 @@ _KINDS = {
 
 
 @click.command()
-@click.argument("vault", type=click.Path(path_type=Path, readable=False))
+@vault_argument
 @click.option(
     "--dry-run", is_flag=True, help="Show what differs, change nothing. Exits with 18 if anything does."
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.mount import Duration
 from cryptfs.errors import FreezeEnded, NotAVault, UsageError, VaultInUse
 
@@ -26,7 +27,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
-@click.argument("vault", type=click.Path(path_type=Path, readable=False))
+@vault_argument
 @click.argument(
     "command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]..."
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptfs.cli import progress
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.secrets import SecretSource, secret_options
 from cryptfs.errors import CryptfsError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 _VERBS = {"rebuild": "reading", "verify": "comparing"}
 
-_vault = click.argument("vault", type=click.Path(path_type=Path, readable=False))
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _state_dir = click.option(
     "--state-dir",
@@ -40,7 +40,7 @@ def command() -> None:
 
 
 @command.command()
-@_vault
+@vault_argument
 @_state_dir
 @_json
 def status(vault: Path, state_dir: Path | None, as_json: bool) -> None:
@@ -67,7 +67,7 @@ def status(vault: Path, state_dir: Path | None, as_json: bool) -> None:
 
 
 @command.command()
-@_vault
+@vault_argument
 @_state_dir
 @_json
 @secret_options
@@ -80,7 +80,7 @@ def rebuild(vault: Path, state_dir: Path | None, as_json: bool, source: SecretSo
 
 
 @command.command()
-@_vault
+@vault_argument
 @_state_dir
 @_json
 @secret_options
@@ -97,7 +97,7 @@ def verify(vault: Path, state_dir: Path | None, as_json: bool, source: SecretSou
 
 
 @command.command()
-@_vault
+@vault_argument
 @_state_dir
 @_json
 def drop(vault: Path, state_dir: Path | None, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptfs.cli import key_emergency, key_sheet, key_tpm, terminal
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.main import printable
 from cryptfs.cli.secrets import (
     NewSecretSource,
@@ -23,7 +24,6 @@ from cryptfs.errors import Interrupted, SlotRefused, UsageError
 if TYPE_CHECKING:
     from cryptfs.vault.document import Slot
 
-_VAULT = click.argument("vault", type=click.Path(readable=False, path_type=Path))
 _TYPES = click.Choice(["passphrase", "recovery", "keyfile", "tpm2"])
 
 
@@ -50,7 +50,7 @@ for _command in (
 
 
 @command.command("list")
-@_VAULT
+@vault_argument
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_slots(vault: Path, as_json: bool) -> None:
     """Show the key slots of VAULT. Needs no secret, so the list is not authenticated.
@@ -77,7 +77,7 @@ def list_slots(vault: Path, as_json: bool) -> None:
 
 
 @command.command("add")
-@_VAULT
+@vault_argument
 @click.argument("type_", metavar="TYPE", type=_TYPES)
 @click.option("--label", default="", help="A note, shown by `key list`.")
 @key_tpm.pcr_options
@@ -118,7 +118,7 @@ def add(
 
 
 @command.command("change")
-@_VAULT
+@vault_argument
 @click.argument("slot_id", metavar="SLOT")
 @click.option("--label", default=None, help="A new note.")
 @secret_options
@@ -143,7 +143,7 @@ def change(vault: Path, slot_id: str, label: str | None, source: SecretSource, n
 
 
 @command.command("remove")
-@_VAULT
+@vault_argument
 @click.argument("slot_id", metavar="SLOT")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @secret_options

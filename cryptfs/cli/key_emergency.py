@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli import secrets, terminal
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.main import printable
 from cryptfs.cli.secrets import SecretSource, secret_options
 from cryptfs.errors import ConfigDamaged, CryptfsError, Interrupted, UsageError
@@ -15,12 +16,11 @@ from cryptfs.errors import ConfigDamaged, CryptfsError, Interrupted, UsageError
 if TYPE_CHECKING:
     from cryptfs.vault.config import Config
 
-_VAULT = click.argument("vault", type=click.Path(readable=False, path_type=Path))
 _FILE = click.Path(dir_okay=False, readable=False, path_type=Path)
 
 
 @click.command("backup")
-@_VAULT
+@vault_argument
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
 def backup(vault: Path, file: Path) -> None:
     """Copy the configuration of VAULT (cryptfs.json: all key slots) to the new FILE.
@@ -42,7 +42,7 @@ def backup(vault: Path, file: Path) -> None:
 
 
 @click.command("restore")
-@_VAULT
+@vault_argument
 @click.argument("file", type=_FILE)
 @click.option("--yes", is_flag=True, help="Do not ask when slots that were removed come back.")
 @secret_options
@@ -73,7 +73,7 @@ def restore(vault: Path, file: Path, yes: bool, source: SecretSource) -> None:
 
 
 @click.command("recover")
-@_VAULT
+@vault_argument
 @click.option(
     "--from",
     "file",
@@ -138,7 +138,7 @@ def recover(
 
 
 @click.command("destroy")
-@_VAULT
+@vault_argument
 @click.option("--confirm", metavar="NAME", help="The name of the vault's folder, instead of asking for it.")
 @click.option("--slots-only", is_flag=True, help="Leave the headers of the files: seconds instead of a walk.")
 def destroy(vault: Path, confirm: str | None, slots_only: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli import secret_io, terminal
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.errors import UsageError, WrongSecret
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _SUFFIXES = (".html", ".txt")
 
 
 @click.command("sheet")
-@click.argument("vault", type=click.Path(readable=False, path_type=Path))
+@vault_argument
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--recovery-key-file",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cryptfs.cli import terminal
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.main import printable
 from cryptfs.cli.secrets import SecretSource, secret_and_tpm_options, secret_options
 from cryptfs.cli.tpm import TpmSource, has_pin, protect
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from cryptfs.vault.document import Slot
 
 R = TypeVar("R")
-_VAULT = click.argument("vault", type=click.Path(readable=False, path_type=Path))
 
 
 def pcr_options(command: Callable[..., R]) -> Callable[..., R]:
@@ -63,7 +63,7 @@ def add(
 
 
 @click.command("reseal")
-@_VAULT
+@vault_argument
 @click.argument("slot_id", metavar="[SLOT]", required=False)
 @pcr_options
 @secret_and_tpm_options
@@ -110,7 +110,7 @@ def _seal_again(
 
 
 @click.command("test")
-@_VAULT
+@vault_argument
 @click.argument("slot_id", metavar="[SLOT]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs: also if the slot does not open.")
 @secret_options
@@ -194,7 +194,7 @@ def offer_reseal(
 
 
 @click.command("lockout")
-@_VAULT
+@vault_argument
 @click.option("--reset", is_flag=True, help="Lift the lockout: the count of wrong PINs begins anew.")
 @click.option(
     "--release", is_flag=True, help="Take the lockout password off the TPM, as it came from the maker."

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.secrets import SecretSource, secret_options
 from cryptfs.errors import CryptfsError, UsageError
 
@@ -44,7 +45,7 @@ class Duration(click.ParamType[float]):
 
 
 @click.command()
-@click.argument("vault", type=click.Path(path_type=Path, readable=False))
+@vault_argument
 @click.argument("mountpoint", type=click.Path(path_type=Path, readable=False))
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground (for service managers).")
 @click.option("--read-only", is_flag=True, help="Nothing in the vault can be changed.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.jobprogress import Report, emit
 from cryptfs.cli.main import printable
 from cryptfs.cli.rotating import Alone, Mounted, Worker
@@ -30,7 +31,7 @@ class JobFailed(CryptfsError):
 
 
 @click.command()
-@click.argument("vault", type=click.Path(path_type=Path, readable=False))
+@vault_argument
 @click.option(
     "--limit", type=click.FloatRange(min=0, min_open=True), metavar="FILES", help="So many files a second."
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cryptfs.cli.arguments import vault_argument
 from cryptfs.cli.secrets import SecretSource, secret_options
 from cryptfs.errors import (
     CheckIncomplete,
@@ -69,7 +70,7 @@ class Since(click.ParamType[float]):
 
 
 @click.command()
-@click.argument("vault", type=click.Path(path_type=Path, readable=False))
+@vault_argument
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("--ciphertext", is_flag=True, help="The PATHs are ciphertext paths (tree/…), as in a report.")
 @click.option(

@@ -60,3 +60,16 @@ def test_the_study_index(place: Place) -> None:
     (mount,) = place.status()
     assert mount["studies"]["state"] in ("reading", "complete")
     assert "study index:   " in place.run("status", place.at).stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("verify",), ("rotate",), ("index", "status"), ("key", "list"), ("freeze", "--", "true")]
+)
+def test_the_mountpoint_is_not_taken_for_the_vault(place: Place, command: tuple[str, ...]) -> None:
+    place.mount()
+    words = list(command)
+    at = words.index("--") if "--" in words else len(words)
+    words.insert(at, str(place.at))
+    failed(
+        place.run(*words), 13, f"{place.at} is where the vault is mounted; the vault itself is {place.vault}"
+    )
