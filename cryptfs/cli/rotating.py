@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -120,12 +121,13 @@ class Alone:
     def __init__(self, vault: Path, unlocked: Unlocked) -> None:
         from cryptfs.cli.mount import remembered_at
         from cryptfs.fs import FileSystem
+        from cryptfs.practice.service import keep_under
         from cryptfs.vault import Vault
 
-        self._fs: FileSystem = FileSystem(
-            Vault.of(vault, unlocked),
-            place=remembered_at(unlocked.vault_id, None, (vault,))[0],
-        )
+        place = remembered_at(unlocked.vault_id, None, (vault,))[0]
+        self._fs: FileSystem = FileSystem(Vault.of(vault, unlocked), place=place)
+        if place is not None:
+            self._fs.on_rewrapped = partial(keep_under, place=place, vault_id=unlocked.vault_id)
         self._job: Job | None = None
 
     def begin(self, kind: str, unlocked: Unlocked) -> Unlocked:

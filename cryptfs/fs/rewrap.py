@@ -344,6 +344,8 @@ def rewrap_job(fs: FileSystem, throttle: Throttle) -> Job:
 
     def work() -> dict[str, Any]:
         summary = rewrap.run()
+        if summary.only_current:
+            fs.on_rewrapped(fs.vault.codec.keyring)
         return {
             "epoch": summary.current,
             "objects": summary.objects,

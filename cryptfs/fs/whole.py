@@ -63,6 +63,8 @@ class OpenVault:
         self._directories = DirectoryCache(vault)
         self.on_rekeyed: Callable[[bytes, bytes, bytes], None] = lambda *_: None
         """Called for a file that was re-encrypted: its directory's object id, its name, its new object id."""
+        self.on_rewrapped: Callable[[KeyringLike], None] = lambda keyring: None
+        """Called when a rotation brought every header under the current epoch, and no other is needed."""
         self.knowledge = Knowledge()
         self.witness = Witness()
         try:

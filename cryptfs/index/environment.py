@@ -163,7 +163,7 @@ class Environment:
             return
         if not self.durable:
             if seal.epoch != self._keyring.current.number:
-                raise SealInvalid("it is of another epoch")
+                raise SealInvalid("it is of another epoch, as after a rotation of the keys")
             if seal.subject != subject:
                 raise SealInvalid("it describes another copy of the vault")
             if seal.state != CLOSED:
@@ -392,6 +392,24 @@ def discard(place: Path, purpose: str) -> bool:
     finally:
         unlock(lock)
     return True
+
+
+def reseal(place: Path, purpose: str, vault_id: bytes, keyring: KeyringLike) -> None:
+    """Seal one that nobody has open under the current epoch of a keyring that has its own one, too.
+
+    Does nothing where there is none, or none that opens. Raises Unavailable.
+    """
+    folder = place / purpose
+    try:
+        lock = locked(folder)
+        try:
+            Seal.load(folder, purpose, vault_id, keyring).save(folder, purpose, vault_id, keyring)
+        finally:
+            unlock(lock)
+    except (FileNotFoundError, SealInvalid):
+        pass
+    except OSError as error:
+        raise Unavailable(f"The folder {folder} cannot be used: {_reason(error)}.") from None
 
 
 def _reason(error: Exception) -> str:

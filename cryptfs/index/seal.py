@@ -57,9 +57,11 @@ class Seal:
         except FileNotFoundError:
             raise SealInvalid("it has no seal") from None
         number = data[4:8]
-        epoch = keyring.get(int.from_bytes(number, "little")) if data[:4] == _MAGIC else None
+        if data[:4] != _MAGIC:
+            raise SealInvalid("its seal is damaged")
+        epoch = keyring.get(int.from_bytes(number, "little"))
         if epoch is None:
-            raise SealInvalid("its seal is damaged, or of an epoch that is gone")
+            raise SealInvalid("its seal is of an epoch that is gone, as after a rotation of the keys")
         associated = _LABEL.encode() + vault_id + number + purpose.encode()
         try:
             plain = open_sealed(expand(epoch.key, _LABEL, 32), data[8:], associated)

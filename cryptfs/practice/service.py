@@ -11,7 +11,8 @@ import msgspec
 
 from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.fs import FileSystem
-from cryptfs.index.environment import Damaged, Environment, discard
+from cryptfs.index.environment import Damaged, Environment, discard, reseal
+from cryptfs.index.place import Unavailable
 from cryptfs.index.studies import StudyIndex
 from cryptfs.index.studysearch import FoundFile, FoundStudy, Query, Search, Summary
 from cryptfs.practice.indexer import ROOT, Indexer
@@ -63,7 +64,7 @@ class StudyService:
         try:
             self._environment = Environment.open(place, PURPOSE, vault.vault_id, keyring, durable=True)
         except Damaged as error:
-            log.warning("%s: the study index is made again", error)
+            log.warning("%s The study index is made again.", error)
             discard(place, PURPOSE)
             self._environment = Environment.open(place, PURPOSE, vault.vault_id, keyring, durable=True)
         self._inner = fs
@@ -78,6 +79,7 @@ class StudyService:
         except BaseException:
             self._environment.close()
             raise
+        fs.on_rewrapped = self._keep_under
         self._search = Search(self._index)
         self._queue = Queue()
         self._indexer = Indexer(fs, self._index, self._queue)
@@ -114,6 +116,13 @@ class StudyService:
                 log.warning("the study index was not kept: %s", error)
             finally:
                 self._environment.close()
+
+    def _keep_under(self, keyring: KeyringLike) -> None:
+        """The former epoch goes: the index must open without it."""
+        try:
+            self._environment.use_keyring(keyring)
+        except Unavailable as error:
+            log.warning("the study index is not kept: %s", error)
 
     def status(self) -> dict[str, Any]:
         """What `cryptfs status` shows of it: how much is still to be read, or why nothing is kept."""
@@ -158,6 +167,14 @@ class StudyService:
     def _stats_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = msgspec.to_builtins(self.stats())
         return answer
+
+
+def keep_under(keyring: KeyringLike, place: Path, vault_id: bytes) -> None:
+    """The same for the index of a vault that is not mounted."""
+    try:
+        reseal(place, PURPOSE, vault_id, keyring)
+    except Unavailable as error:
+        log.warning("the study index is not kept: %s", error)
 
 
 class NoStudies:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.cli import rotating
+from cryptfs.cli.mount import remembered_at
 from cryptfs.errors import (
     EpochNeeded,
     IntegrityError,
@@ -20,6 +21,7 @@ from cryptfs.errors import (
     VaultInUse,
 )
 from cryptfs.fs import FileSystem
+from cryptfs.practice.service import StudyService
 from cryptfs.vault import Vault, config, rotation
 from cryptfs.vault.config import Unlocked
 from cryptfs.vault.layout import create_tree
@@ -265,3 +267,24 @@ class TestReencrypt:
 def _is_file(path: Path) -> bool:
     """Whether it is an object file."""
     return path.is_file() and path.parent.parent.name == "tree" and not path.name.startswith("@")
+
+
+def test_the_study_index_stays(cryptfs: Cryptfs, vault: Path, paper: tuple[str, str]) -> None:
+    def count_reads() -> int:
+        unlocked, reads = unlock(vault), 0
+        place, why_not = remembered_at(unlocked.vault_id, None, (vault,))
+        assert place is not None, why_not
+        service = StudyService(open_fs(vault, unlocked), place, unlocked.keyring)
+
+        def progress(read: int, left: int) -> None:
+            nonlocal reads
+            reads = max(reads, read)
+
+        service.complete(progress)
+        service.close()
+        return reads
+
+    assert count_reads() == 5
+    assert count_reads() == 0
+    assert cryptfs("rotate", vault, *paper).code == 0
+    assert count_reads() == 0
