@@ -173,7 +173,8 @@ def command(
     if foreground:
         daemon.in_foreground(run)
     else:
-        daemon.in_background(run)
+        for warning in daemon.in_background(run):
+            click.echo(f"cryptfs: warning: {warning}", err=True)
 
 
 def remembered_at(

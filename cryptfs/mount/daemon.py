@@ -19,6 +19,7 @@ import msgspec
 
 from cryptfs.errors import CryptfsError, Interrupted
 from cryptfs.mount import libc
+from cryptfs.mount.logs import Beginning
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class _Report(msgspec.Struct):
     message: str = ""
     errno: int = 0  # of an OSError, whose sentence the command line words
     filename: str | None = None
+    warnings: list[str] = []
 
 
 class _Failed(CryptfsError):
@@ -50,8 +52,8 @@ def in_foreground(serve: Callable[[Callable[[], None]], None]) -> None:
     serve(lambda: notify("READY=1"))
 
 
-def in_background(serve: Callable[[Callable[[], None]], None]) -> None:
-    """Run `serve(ready)` in a daemon; returns when it has called `ready`.
+def in_background(serve: Callable[[Callable[[], None]], None]) -> list[str]:
+    """Run `serve(ready)` in a daemon; returns when it has called `ready`, with what it logged as warnings.
 
     The daemon inherits no open file. Raises the daemon's error, if it ended before.
     """
@@ -73,6 +75,7 @@ def in_background(serve: Callable[[Callable[[], None]], None]) -> None:
         raise OSError(report.errno, report.message, report.filename)
     if report.exit_code:
         raise _Failed(report)
+    return report.warnings
 
 
 def _unexpected_end() -> _Report:
@@ -109,9 +112,13 @@ def _become_daemon(writer: int, serve: Callable[[Callable[[], None]], None]) -> 
         os.closerange(3, writer)
         os.closerange(writer + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
+        beginning = Beginning()
+        logging.getLogger().addHandler(beginning)
+
         def ready() -> None:
+            logging.getLogger().removeHandler(beginning)
             try:
-                _send(writer, _Report())
+                _send(writer, _Report(warnings=beginning.warnings))
             except BrokenPipeError:
                 raise Gone from None
 

@@ -45,6 +45,20 @@ class PrivateFileHandler(logging.handlers.WatchedFileHandler):
         return os.fdopen(fd, "a", encoding="utf-8")
 
 
+class Beginning(logging.Handler):
+    """Keeps the warnings of a mount that begins, for whoever started it. `configure` leaves it alone."""
+
+    _MAX = 20
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.warnings) < self._MAX:
+            self.warnings.append(record.getMessage()[:1000])
+
+
 def _journal_field(name: str, value: str) -> bytes:
     data = value.encode("utf-8", "replace")
     if b"\n" in data:
@@ -61,7 +75,8 @@ def configure(target: str | None, *, foreground: bool, verbose: bool) -> None:
     handler = _handler(target, foreground)
     root = logging.getLogger()
     for old in root.handlers[:]:
-        root.removeHandler(old)
+        if not isinstance(old, Beginning):
+            root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     # pyfuse3 tells of every task it starts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,23 @@ def test_the_command_leaves_no_pipe_open(place: Place) -> None:
     # capture_output in Place.run waits for the end of both pipes: with a daemon that holds them, for ever.
     done = place.mount()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_whoever_mounts_is_told_what_the_log_says_of_it(place: Place) -> None:
+    place.mount()
+    place.run("unmount", place.at)
+    shutil.copytree(place.vault, place.vault.parent / "backup", symlinks=True)
+    place.mount()
+    (place.at / "later").write_bytes(b"image")
+    place.run("unmount", place.at)
+    shutil.rmtree(place.vault)
+    (place.vault.parent / "backup").rename(place.vault)
+    done = place.mount()
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("cryptfs: warning: ") for line in lines)
+    assert "older than this computer last saw it" in done.stderr
+    assert "older than this computer last saw it" in place.log.read_text()
 
 
 def test_a_mounted_vault_cannot_be_mounted_twice(place: Place) -> None:

@@ -38,6 +38,19 @@ def test_a_file_for_its_owner_only_that_may_be_rotated(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_the_warnings_of_the_beginning_are_kept_too(tmp_path: Path) -> None:
+    beginning = logs.Beginning()
+    logging.getLogger().addHandler(beginning)
+    logs.configure(str(tmp_path / "log"), foreground=False, verbose=True)
+    log = logging.getLogger("cryptfs")
+    log.info("nothing special")
+    for number in range(50):
+        log.warning("the %s is full", f"disk {number}" + "." * 5000)
+    assert len(beginning.warnings) == 20 and beginning.warnings[0].startswith("the disk 0...")
+    assert sum(map(len, beginning.warnings)) <= 20_000
+    assert (tmp_path / "log").read_text().count("WARNING: the disk") == 50
+
+
 def test_a_file_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be opened"):
         logs.configure(str(tmp_path / "no/such/folder"), foreground=False, verbose=False)
