@@ -119,6 +119,7 @@ class FileSystem(AttributeRequests):
             header.mode = header.mode if change.mode is None else change.mode & 0o7777
             header.uid = header.uid if change.uid is None else change.uid
             header.gid = header.gid if change.gid is None else change.gid
+            self._objects.touch_directory(node)
             self._objects.write_directory(node, directory, header)
         st = os.fstat(directory.fd)
         if change.atime_ns is not None or change.mtime_ns is not None:

@@ -374,9 +374,8 @@ class Namespace:
         """An object lost the name `lname`; it had `links` of them."""
         if links > 1:
             if node is not None:
-                if node.file is not None:
-                    node.file.touch_ctime()
                 node.lost(parent, lname)
+                self._lost_a_link(node)
             return
         if node is None or node.file is None:
             self._committer.deleted(None, ino)
@@ -386,6 +385,17 @@ class Namespace:
             self._objects.drop(node.file)
         if node is not None:
             node.dead = True
+
+    def _lost_a_link(self, node: Node) -> None:
+        """Its change time, which the kernel writes back by itself only for regular files."""
+        if node.file is None and stat.S_ISREG(node.mode):
+            return
+        with suppress(OSError):  # the name is gone all the same
+            file = self._objects.open(node)
+            try:
+                file.touch_ctime()
+            finally:
+                self._objects.drop(file)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """On disk: the header goes first; a directory without header and entries is a remnant."""

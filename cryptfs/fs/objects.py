@@ -244,6 +244,12 @@ class Objects:
         self._knowledge.directory_looked(node, header, attr)
         return attr
 
+    def touch_directory(self, node: Node) -> None:
+        """Now is its change time, which is that of the lower directory; nothing else of it changes."""
+        fd = self._directories.get(node).fd
+        self._knowledge.directory_changed(node)
+        os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode))
+
     def write_directory(self, node: Node, directory: Directory, header: Header) -> None:
         """Give a directory a changed header, and its copy as well."""
         header.generation += 1

@@ -58,6 +58,7 @@ class ExtendedAttributes:
         attributes[name] = value
         if sum(len(key) + len(data) for key, data in attributes.items()) > TOTAL_MAX:
             raise error(errno.ENOSPC)
+        self._touch(node)
         # The attributes are there before the header says so: a power cut in between shows none.
         self._store.save(header.object_id, header.key, attributes)
         if not header.flags & FLAG_XATTR:
@@ -68,6 +69,7 @@ class ExtendedAttributes:
         header, attributes = self._load(node)
         if attributes.pop(name, None) is None:
             raise error(errno.ENODATA)
+        self._touch(node)
         # Kept even when empty: a header that promises attributes must find them after a power cut.
         self._store.save(header.object_id, header.key, attributes)
 
@@ -87,6 +89,11 @@ class ExtendedAttributes:
         except IntegrityError:
             log.error("object %s: its extended attributes are damaged", header.object_id.hex())
             raise eio() from None
+
+    def _touch(self, node: Node) -> None:
+        """Its change time, which the kernel writes back by itself only for regular files."""
+        if node.is_dir:
+            self._objects.touch_directory(node)
 
     def _promise(self, node: Node) -> None:
         """Have the header say that there are attributes."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .mounts import Mount
 from .processes import NOBODY, as_user
 from .test_names import errno_of
@@ -167,16 +169,20 @@ def test_times_set_while_the_file_is_being_written(shared_mount: Mount, folder: 
     assert (folder / "file").stat().st_size == 100_000
 
 
+def wait_until_after(nanoseconds: int) -> None:
+    """The kernel's clock has ticks of some milliseconds."""
+    wait_until(lambda: time.clock_gettime_ns(_KERNEL_CLOCK) > nanoseconds)
+
+
 def test_what_changes_which_time(folder: Path) -> None:
     past = 10**18
     path = folder / "file"
 
     def changed(action: Callable[[], object], subject: Path) -> tuple[bool, bool]:
         """Whether an action changed (mtime, ctime) of a file whose times were set to the past."""
-        os.utime(subject, ns=(past, past))
+        os.utime(subject, ns=(past, past), follow_symlinks=False)
         ctime = subject.lstat().st_ctime_ns
-        while time.clock_gettime_ns(_KERNEL_CLOCK) <= ctime:  # it has ticks of some milliseconds
-            time.sleep(0.001)
+        wait_until_after(ctime)
         action()
         status = subject.lstat()
         return status.st_mtime_ns != past, status.st_ctime_ns > ctime
@@ -193,6 +199,29 @@ def test_what_changes_which_time(folder: Path) -> None:
     assert changed(lambda: (folder / "new").rename(folder / "newer"), folder)[0]
     assert changed(lambda: (folder / "newer").unlink(), folder)[0]
     assert changed(lambda: path.chmod(0o644), folder) == (False, False)
+    assert changed(lambda: folder.chmod(0o750), folder) == (False, True)
+    assert changed(lambda: os.chown(folder, 0, 5), folder) == (False, True)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "symlink"])
+def test_the_change_time_of_what_is_no_file(folder: Path, kind: str) -> None:
+    path, other = folder / "one", folder / "other"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("elsewhere")
+
+    def changes(action: Callable[[], object]) -> None:
+        before = path.lstat().st_ctime_ns
+        wait_until_after(before)
+        action()
+        assert path.lstat().st_ctime_ns > before
+
+    changes(lambda: os.chown(path, 0, 5, follow_symlinks=False))
+    (folder / "new").touch()
+    for lose in (other.unlink, lambda: (folder / "new").rename(other)):
+        changes(lambda: os.link(path, other, follow_symlinks=False))
+        changes(lose)
 
 
 def test_statfs_is_that_of_the_disk_below(shared_mount: Mount, folder: Path) -> None:
@@ -224,6 +253,10 @@ def test_extended_attributes(make_mount: Callable[[], Mount]) -> None:
     (mount.path / "directory").mkdir()
     for path in (mount.path / "file", mount.path / "directory"):
         os.setxattr(path, "user.empty", b"")
+        before = path.stat().st_ctime_ns
+        wait_until_after(before)
+        os.setxattr(path, "user.empty", b"")
+        assert path.stat().st_ctime_ns > before
         os.setxattr(path, "user.binary", bytes(range(256)))
         os.setxattr(path, "user.é", b"name")
         assert errno_of(os.setxattr, path, "user.empty", b"y", os.XATTR_CREATE) == 17
