@@ -408,7 +408,7 @@ class Namespace:
             inner = self._directories.get(found)
             self.require_empty(found, inner)
             self._witness.changing(directory.header.object_id, lname)
-            self.remove_directory(found, inner, directory, lname)
+            self.remove_directory(found, inner, node, lname)
             self._knowledge.gone(node, lname)
             self._witness.gone(directory.header.object_id, lname)
             self._committer.places.entry_changed(node)
@@ -426,19 +426,30 @@ class Namespace:
                 pass  # damaged, but there
             raise error(errno.ENOTEMPTY)
 
-    def remove_directory(self, node: Node, inner: Directory, above: Directory, lname: bytes) -> None:
-        """Remove an empty directory that lies as `lname` in `above`."""
+    def remove_directory(self, node: Node, inner: Directory, parent: Node, lname: bytes) -> None:
+        """Remove an empty directory that lies as `lname` in `parent`.
+
+        Where the disk refuses its removal, and then its header as well, it counts as removed: nothing could
+        be kept in it. It goes when the disk allows it.
+        """
         for leftover in map(os.fsencode, os.listdir(inner.fd)):
             # Ours only: what else somebody put there (a NAS, a sync tool) keeps the directory.
             if leftover.startswith((TEMP_PREFIX, LONG_PREFIX, OLD_HEADER)):
                 remove_own(leftover, inner.fd)
         remove_own(DIR_HEADER, inner.fd)
         try:
-            os.rmdir(lname, dir_fd=above.fd)
+            os.rmdir(lname, dir_fd=self._directories.get(parent).fd)
         except OSError:
             self._knowledge.uncertain(node)
-            self._directories.write_header(inner.fd, inner.header, -1)
+            try:
+                self._directories.write_header(inner.fd, inner.header, -1)
+            except OSError:
+                self._directories.half_made[os.fstat(inner.fd).st_ino] = parent, lname
+                self._forget_directory(node, inner)
             raise
+        self._forget_directory(node, inner)
+
+    def _forget_directory(self, node: Node, inner: Directory) -> None:
         node.dead = True
         self._witness.directory_gone(inner.header.object_id)
         self._directories.discard(node.ino)

@@ -154,7 +154,7 @@ class Renamer:
             for place in places:
                 self._witness.changing(*place)
             try:
-                self._lower(old_dir, old_lname, new_dir, new_lname, target, exchange)
+                self._lower(old_node, old_lname, new_node, new_lname, target, exchange)
             except OSError:
                 self._knowledge.uncertain(old_node)
                 self._knowledge.uncertain(new_node)
@@ -237,8 +237,9 @@ class Renamer:
         )
 
     def _lower(
-        self, old: Directory, old_l: bytes, new: Directory, new_l: bytes, target: Node | None, exchange: bool
+        self, old_node: Node, old_l: bytes, new_node: Node, new_l: bytes, target: Node | None, exchange: bool
     ) -> None:
+        old, new = self._directories.get(old_node), self._directories.get(new_node)
         if exchange:
             renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
         elif target is not None and target.is_dir:
@@ -246,7 +247,7 @@ class Renamer:
             # two, which is atomic, and remove what is then under the old name.
             inner = self._directories.get(target)
             renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
-            self._names.remove_directory(target, inner, old, old_l)
+            self._names.remove_directory(target, inner, old_node, old_l)
         else:
             os.rename(old_l, new_l, src_dir_fd=old.fd, dst_dir_fd=new.fd)
 

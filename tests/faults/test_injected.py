@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cryptfs.fs import FileSystem
-from tests.fs.support import make_vault, open_fs
+from tests.fs.support import ME, make_vault, open_fs
 from tests.powercut.calls import Call, Interposer
 from tests.powercut.expect import Client, differences, look
 from tests.powercut.test_power_cuts import remove_all, scratch
@@ -216,3 +216,28 @@ def test_a_failed_sync_is_never_taken_for_a_success_later(scratch: Path) -> None
         assert found.entries[b"old"].content in (b"a" * 10_000, b"b" * 10 + b"a" * 9990)
     finally:
         fs.close()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_directory_that_can_neither_be_removed_nor_put_back(scratch: Path, replaced: bool) -> None:
+    faults, fs, _ = mounted(scratch, ("rmdir", "write", "create", "unlink"), errno.EROFS, False)
+    for name in (b"going", b"other"):
+        fs.mkdir(1, name, 0o755, ME)
+    fs.sync()
+    faults.lasting, faults.fails_at = True, faults.count + 1  # its header goes, and nothing after that
+    with pytest.raises(OSError, match="Read-only"):
+        if replaced:
+            fs.rename(1, b"other", 1, b"going", 0)
+        else:
+            fs.rmdir(1, b"going")
+    left = {b"going"} if replaced else {b"other"}
+    assert set(look(fs).entries) == left
+    faults.over()
+    assert set(look(fs).entries) == left
+    fs.sync()
+    fs.close()
+    faults.__exit__()
+    assert len([path for path in (scratch / "vault/tree").iterdir() if path.is_dir()]) == 1
+    fs = open_fs(scratch / "vault")
+    assert set(look(fs).entries) == left
+    fs.close()
