@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from cryptfs.fs import FileSystem
+from cryptfs.fs.reencrypt import reencrypt_job
 from cryptfs.fs.rewrap import rewrap_job
 from cryptfs.fs.throttle import Throttle
 from cryptfs.index.environment import Environment
 from cryptfs.index.place import Unavailable
+from cryptfs.index.seal import Seal
 from cryptfs.index.studysearch import Query
 from cryptfs.practice.service import PURPOSE, StudyService, keep_under
 from cryptfs.vault.keyring import Keyring
@@ -103,6 +105,26 @@ def test_without_it_all_is_read_again(place: Place, caplog: pytest.LogCaptureFix
     assert "of an epoch that is gone, as after a rotation of the keys. The study index is made" in caplog.text
     assert place.reads(service) == 10
     service.close()
+
+
+def test_a_re_encryption_gives_it_a_new_key(place: Place) -> None:
+    def key(keyring: Keyring) -> bytes:
+        return Seal.load(place.state / PURPOSE, PURPOSE, VAULT_ID, keyring).key
+
+    before = key(OLD)
+    service = place.open(OLD)
+    service._inner.use_keyring(BOTH)
+    job = reencrypt_job(service._inner, Throttle())
+    job.start()
+    job.wait(HANG)
+    assert job.state == "done"
+    service._inner.use_keyring(NEW)
+    service._inner.reencryption_ended()
+    service.close()
+    service = place.open(NEW)
+    assert place.reads(service) == 10
+    service.close()
+    assert key(NEW) != before
 
 
 def test_where_there_is_none_none_is_made(place: Place, tmp_path: Path) -> None:
