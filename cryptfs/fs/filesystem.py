@@ -191,7 +191,7 @@ class FileSystem(AttributeRequests):
                 raise error(errno.EINVAL)
             return bytes(file.read(0, file.size))
         finally:
-            self._put(file)
+            self._let_go(file)
 
     # -- listing ---------------------------------------------------------------------------------
 

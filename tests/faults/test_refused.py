@@ -317,3 +317,32 @@ def test_another_error_leaves_the_file_as_it_was(scratch: Path, code: int) -> No
     assert problem.value.errno == code
     assert full.read() == OLD
     full.close()
+
+
+def test_reading_is_not_told_what_is_refused_of_an_earlier_change(scratch: Path) -> None:
+    """The mode, or the times of a link, are still to be written, and the disk is full."""
+    faults, fs, _ = mounted(scratch, ("create", "write"), errno.ENOSPC, True)
+    handle, image = fs.create(1, b"image", 0o644, ME, os.O_RDWR)
+    fs.setxattr(image.ino, b"user.note", b"checked")
+    link = fs.symlink(1, b"link", b"image", ME)
+    fs.fsync(handle)
+    faults.lasting, faults.fails_at = True, faults.count
+    fs.setattr(image.ino, SetAttr(mode=0o600), handle)
+    with pytest.raises(OSError, match="No space"):
+        fs.release(handle)
+    with pytest.raises(OSError, match="No space"):
+        fs.setattr(link.ino, SetAttr(mtime_ns=1))
+    for _ in range(2):
+        assert fs.listxattr(image.ino) == [b"user.note"]
+        assert fs.getxattr(image.ino, b"user.note") == b"checked"
+        assert fs.readlink(link.ino) == b"image"
+        assert fs.getattr(image.ino).mode & 0o7777 == 0o600
+    with pytest.raises(OSError, match="No space"):
+        fs.setxattr(image.ino, b"user.note", b"again")
+    faults.over()
+    fs.close()
+    faults.__exit__()
+    fs = open_fs(scratch / "vault", xattrs=True)
+    assert fs.getattr(fs.lookup(1, b"image").ino).mode & 0o7777 == 0o600
+    assert fs.getxattr(image.ino, b"user.note") == b"checked"
+    fs.close()
