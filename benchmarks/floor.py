@@ -1,8 +1,8 @@
 """The floor: what a mount costs that is served through pyfuse3 and has nothing to do.
 
-Names and attributes are in dictionaries. What this takes is Python's and pyfuse3's; the
-rest of what cryptfs takes is its own. (cryptfs waits for requests in a loop of its own, `cryptfs.mount.poll`,
-which saves a part of it.) Contents are in the kernel's cache alone, so it is for the workloads of names:
+Names and attributes are in dictionaries, and it waits for requests as cryptfs does (`cryptfs.mount.poll`).
+What this takes is Python's and pyfuse3's; the rest of what cryptfs takes is its own. Contents are in the
+kernel's cache alone, so it is for the workloads of names:
 `--only small-files,folders --systems floor,cryptfs,gocryptfs`.
 
 `python3 -m benchmarks.floor MOUNTPOINT` mounts it, and goes to the background.
@@ -22,6 +22,7 @@ import trio
 
 from benchmarks.machine import package_version
 from benchmarks.systems import CHECKOUT, FuseSystem
+from cryptfs.mount import poll
 
 _FOR_LONG = 300.0
 _Base: Any = pyfuse3.Operations
@@ -135,6 +136,7 @@ class Floor(FuseSystem):
 
 def main(mountpoint: str) -> None:
     """Mount, and serve in the background until the unmount."""
+    poll.install()
     pyfuse3.init(Nothing(), mountpoint, {*pyfuse3.default_options, "fsname=floor"})
     if os.fork():
         os._exit(0)

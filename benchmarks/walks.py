@@ -4,8 +4,10 @@
 each system, on the disk of `--directory`. "first" is `find -ls` right after a mount with dropped caches,
 "steady" one after the caches were dropped again without unmounting. Figures are microseconds for each
 entry (lower is better), with "_cpu" those of processor time in daemon and find, which count on a busy
-machine. "mount" is the time, in seconds, from the command to the first answer of a mount with dropped caches,
-with "memory" (MiB, RssAnon) of the daemon then and "walked" after the walks.
+machine. "mount" is the time, in seconds, from the command to the first answer of a mount with dropped caches
+(with a key file for cryptfs: how long a passphrase takes is decided when a vault is made), "listing" that of
+the first listing of the top folder, "memory" (MiB, RssAnon) that of the daemon then and "walked" after the
+walks. `--plot` draws the walks over the size of the tree.
 
 For cryptfs there are also the bytes of the metadata index for each entry, and the files that
 `cryptfs index rebuild` reads in a second. Its trees are made through the library, which takes a quarter of
@@ -32,10 +34,18 @@ PER_FOLDER = 200
 
 
 class WithoutStudies(Cryptfs):
-    """Nothing but the mount works while it is measured."""
+    """Nothing but the mount works while it is measured, and no passphrase is hashed."""
+
+    def create(self) -> None:
+        super().create()
+        self._key_file = self.directory / "key-file"
+        self._key_file.touch(mode=0o600)
+        self._key_file.write_bytes(os.urandom(64))
+        add = ("key", "add", self.volume, "keyfile", "--new-key-file", self._key_file)
+        self._run(self._cryptfs(*add, *self._passphrase()))
 
     def mount_command(self) -> list[str]:
-        return [*super().mount_command(), "--no-studies"]
+        return self._cryptfs("mount", self.volume, self.root, "--key-file", self._key_file, "--no-studies")
 
 
 SYSTEMS: dict[str, type[Plain]] = {kind.name: kind for kind in (WithoutStudies, Gocryptfs, Securefs, Plain)}
@@ -130,8 +140,11 @@ def measure(system: type[Plain], base: Path, files: int) -> dict[str, float]:
     mounted.mount()
     result: dict[str, float] = {}
     try:
-        os.listdir(mounted.root)
+        os.stat(mounted.root)
         result["mount"] = round(time.perf_counter() - begin, 2)
+        begin = time.perf_counter()
+        os.listdir(mounted.root)
+        result["listing"] = round(time.perf_counter() - begin, 2)
         result["memory"] = own_memory(mounted.daemon_pids())
         for name in ("first", "steady"):
             drop_caches()
@@ -149,6 +162,24 @@ def measure(system: type[Plain], base: Path, files: int) -> dict[str, float]:
     return result
 
 
+def plot(figures: dict[str, dict[str, dict[str, float]]], target: Path) -> None:
+    """Microseconds for each entry over the number of files, of all systems."""
+    from matplotlib import pyplot  # the `plot` extra: only who draws needs it
+
+    _, axes = pyplot.subplots(figsize=(7, 4))
+    sizes = sorted(figures, key=int)
+    for name in dict.fromkeys(name for size in sizes for name in figures[size]):
+        there = [size for size in sizes if name in figures[size]]
+        for walk_name, style in (("first", ":"), ("steady", "-")):
+            values = [figures[size][name][walk_name] for size in there]
+            axes.plot([int(size) for size in there], values, style, marker="o", label=f"{name}, {walk_name}")
+    axes.set(
+        xscale="log", xlabel="files", ylabel="µs per entry", ylim=(0, None), title="find -ls, caches dropped"
+    )
+    axes.legend()
+    pyplot.savefig(target, bbox_inches="tight")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -157,6 +188,7 @@ def main() -> None:
     parser.add_argument("--system", action="append", choices=sorted(SYSTEMS), help="only these systems")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the walks (SVG, PNG, PDF)")
     arguments = parser.parse_args()
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for files in arguments.files or [10_000, 100_000]:
@@ -169,6 +201,8 @@ def main() -> None:
             print(f"{files:>9} {name:<10} {figures[str(files)][name]}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if arguments.plot:
+        plot(figures, arguments.plot)
 
 
 if __name__ == "__main__":
