@@ -219,6 +219,10 @@ class DirectoryCache:
         self.half_made: dict[int, tuple[Node, bytes]] = {}
         """Where objects lie that could neither be finished nor removed, by ciphertext number: remnants."""
 
+    def is_half_made(self, number: int, parent: Node, lname: bytes) -> bool:
+        """Whether an entry is an object that could neither be finished nor removed."""
+        return bool(self.half_made) and self.half_made.get(number) == (parent, lname)
+
     def get(self, node: Node) -> Directory:
         """The open directory of a node. EIO if its header is damaged, ESTALE if it is gone."""
         directory = self._open.get(node.ino)

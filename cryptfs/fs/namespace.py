@@ -142,13 +142,15 @@ class Namespace:
         except FileExistsError:
             try:
                 self._objects.look(parent, directory, lname, name)
-            except FileNotFoundError:  # it was a remnant of a power cut, now gone
+            except FileNotFoundError:  # it was a remnant of a power cut, now gone, or is half made
+                self.clear_half_made()
                 fd = create(lname, self._vault.modes.file, os.O_RDWR, dir_fd=directory.fd)
             else:
                 raise
         try:
             pwrite_all(fd, self._vault.codec.pack(header), 0)
             st = os.fstat(fd)
+            self._directories.half_made.pop(st.st_ino, None)  # the number was given away again
         except BaseException:
             self._undo(parent, lname, os.fstat(fd).st_ino)
             os.close(fd)
@@ -269,6 +271,7 @@ class Namespace:
         try:
             self._objects.look(parent, directory, lname)
         except FileNotFoundError:
+            self.clear_half_made()
             remove_remnant(lname, directory.fd)
         else:
             raise error(errno.EEXIST)

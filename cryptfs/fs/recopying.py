@@ -325,14 +325,15 @@ class Copy:
         self.fd = self.file.replace(self.fd, self.header)
 
     def discard(self, *, remove: bool) -> None:
-        """Give up what was not put in place, without locks; if it may not be removed, the next run does."""
+        """Give up what was not put in place, without locks.
+
+        If it may not be removed, or the disk refuses that, the next run does it.
+        """
         os.close(self.fd)
         self.file.touched = None
         if not remove:
             return
-        try:
+        with suppress(OSError):
             os.unlink(self.name, dir_fd=self._folder)
-        except FileNotFoundError:
-            pass
-        if self._attributes is not None:
-            self._vault.xattrs.remove(self.header.object_id)
+            if self._attributes is not None:
+                self._vault.xattrs.remove(self.header.object_id)

@@ -132,14 +132,22 @@ class _Segment:
 
     def __init__(self, path: str, number: int, header: Header, packed: bytes, mode: int) -> None:
         self.name = f"{path}/{number:016x}{SUFFIX}"
-        self.fd = create(self.name, mode, os.O_RDWR)
+        try:
+            self.fd = create(self.name, mode, os.O_RDWR)
+        except FileExistsError:
+            # Left by an attempt that the disk refused, as it did its removal: it has no record.
+            if os.stat(self.name).st_size > AREA_SIZE:
+                raise
+            os.unlink(self.name)
+            self.fd = create(self.name, mode, os.O_RDWR)
         try:
             pwrite_all(self.fd, packed.ljust(AREA_SIZE, b"\0"), 0)
             os.fsync(self.fd)
             fsync_path(path)
         except BaseException:
             os.close(self.fd)
-            os.unlink(self.name)
+            with contextlib.suppress(OSError):
+                os.unlink(self.name)
             raise
         self.header = header
         self._cipher = Xaes(header.key).derive(bytes(PREFIX_SIZE))
@@ -191,8 +199,10 @@ class _Segment:
         self._synced_end = end
 
     def remove(self) -> None:
+        """Remove and close it. Where the disk refuses that, it goes on as it was."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.name)
         os.close(self.fd)
-        os.unlink(self.name)
 
 
 class Journal:
@@ -207,6 +217,8 @@ class Journal:
         self._sync_lock = threading.Lock()
         self._segments: list[_Segment] = []
         self._broken = False
+        self._removed = False
+        """Whether segments were removed and that need not be durable yet."""
         self._failed: OSError | None = None
         self._number = 0
         self._live: set[bytes] = set()
@@ -240,7 +252,7 @@ class Journal:
                 _Segment(self._path, self._number, header, self._codec.pack(header), self._mode)
             )
             self._number += 1
-            self._broken = False
+            self._broken = self._removed = False
         return self._segments[-1]
 
     def _append(self, body: bytes) -> int:
@@ -326,10 +338,11 @@ class Journal:
                 self._sync(self._segments)
                 self.synced = self.appended
             while self._segments:
+                if self._removed:
+                    fsync_path(self._path)
                 self._segments[0].remove()
                 del self._segments[0]
-                if self._segments:
-                    fsync_path(self._path)
+                self._removed = True
             self.deletions = False
 
     def close(self) -> None:

@@ -193,3 +193,80 @@ def test_a_disk_without_room_for_the_zeros_has_room_for_the_record(
     journal.append(record(ONE, b"1"))
     journal.sync()
     assert texts(tmp_path, codec) == [b"0", b"1"]
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1) -> list[object]:
+    """The first calls of a function of the system fail; what they were called with."""
+    real, refused = getattr(os, name), []
+
+    def call(*args: object, **kwargs: object) -> object:
+        if len(refused) < times:
+            refused.append(args[0])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, call)
+    return refused
+
+
+def test_a_segment_that_the_disk_refuses_to_remove_goes_on(
+    journal: Journal, tmp_path: Path, codec: HeaderCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor must not be closed: the number could be that of a patient's image a moment later."""
+    journal.append(record(ONE, b"first"))
+    journal.settle(ONE)
+    refusing(monkeypatch, "unlink")
+    with pytest.raises(OSError, match="Input/output"):
+        journal.reset()
+    others = [os.open(tmp_path / f"image{number}", os.O_RDWR | os.O_CREAT) for number in range(3)]
+    journal.append(record(TWO, b"second"))
+    journal.sync()
+    assert texts(tmp_path, codec) == [b"second"]
+    journal.settle(TWO)
+    journal.reset()
+    assert names(tmp_path) == []
+    for other in others:
+        assert os.fstat(other).st_size == 0
+        os.close(other)
+    journal.close()
+
+
+def test_a_newer_segment_goes_only_after_the_removal_of_an_older_is_durable(
+    journal: Journal, tmp_path: Path, codec: HeaderCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the sync in between fails, and is tried again later."""
+    three_segments(journal)
+    journal.settle(ONE)
+    journal.sync()
+    calls: list[str] = []
+    fail = [True]
+
+    def sync(path: str) -> None:
+        calls.append("sync")
+        if fail.pop() if fail else False:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    real = os.unlink
+    monkeypatch.setattr(module, "fsync_path", sync)
+    monkeypatch.setattr(os, "unlink", lambda path: (calls.append("remove"), real(path)))
+    with pytest.raises(OSError, match="Input/output"):
+        journal.reset()
+    assert texts(tmp_path, codec) == []
+    journal.reset()
+    assert calls == ["remove", "sync", "sync", "remove", "sync", "remove"]
+    assert names(tmp_path) == []
+
+
+def test_a_segment_that_could_neither_be_made_nor_removed(
+    journal: Journal, tmp_path: Path, codec: HeaderCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.append(record(ONE, b"first"))
+    journal._broken = True
+    refusing(monkeypatch, "pwrite")
+    refusing(monkeypatch, "unlink")
+    with pytest.raises(OSError, match="Input/output"):
+        journal.append(record(ONE, b"lost"))
+    assert len(names(tmp_path)) == 2
+    journal.append(record(TWO, b"second"))
+    journal.sync()
+    assert texts(tmp_path, codec) == [b"first", b"second"]
