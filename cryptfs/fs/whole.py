@@ -177,8 +177,8 @@ class OpenVault:
             yield file
 
     def give_back(self, file: File) -> None:
-        """The counterpart of `hold_files`."""
-        self._put(file)
+        """The counterpart of `hold_files`; what the disk refuses of the file is kept, no error of this."""
+        self._let_go(file)
 
     def _for_each_file(self, do: Callable[[File], None]) -> OSError | None:
         """For every file in use, while others may close it; the first error, which does not end it."""

@@ -346,3 +346,13 @@ def test_reading_is_not_told_what_is_refused_of_an_earlier_change(scratch: Path)
     assert fs.getattr(fs.lookup(1, b"image").ino).mode & 0o7777 == 0o600
     assert fs.getxattr(image.ino, b"user.note") == b"checked"
     fs.close()
+
+
+def test_a_job_that_held_a_file_is_not_told_either(full: Full) -> None:
+    """Else a re-encryption would leave the other files that it holds in use for ever."""
+    for file in full.fs.hold_files():
+        full.fs.give_back(file)
+    file = full.fs._nodes.get(full.ino).file
+    assert file is not None and file.handles == 0
+    assert full.content() == OLD + NEW
+    full.close()
