@@ -17,6 +17,7 @@ the time; it is mounted without the study index, which others do not have.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -190,6 +191,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the walks (SVG, PNG, PDF)")
     arguments = parser.parse_args()
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install -e '.[plot]'")
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for files in arguments.files or [10_000, 100_000]:
         for name in arguments.system or SYSTEMS:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from cryptfs.fs.halfmade import HalfMade
 from cryptfs.fs.nodes import ROOT, Node, stale
 from cryptfs.fs.remnants import is_remnant
 from cryptfs.vault.dirlog import CARRIED_AT, CARRIED_MAX, RECORD_SIZE
@@ -216,12 +217,7 @@ class DirectoryCache:
         """Called for every header that was read: the directory above, its id, the name. May raise EIO."""
         self.marks: Marks | None = None
         """While the vault is being re-encrypted, what of it is done."""
-        self.half_made: dict[int, tuple[Node, bytes]] = {}
-        """Where objects lie that could neither be finished nor removed, by ciphertext number: remnants."""
-
-    def is_half_made(self, number: int, parent: Node, lname: bytes) -> bool:
-        """Whether an entry is an object that could neither be finished nor removed."""
-        return bool(self.half_made) and self.half_made.get(number) == (parent, lname)
+        self.half_made = HalfMade()
 
     def get(self, node: Node) -> Directory:
         """The open directory of a node. EIO if its header is damaged, ESTALE if it is gone."""
@@ -292,6 +288,7 @@ class DirectoryCache:
         for directory in self._open.values():
             os.close(directory.fd)
         self._open.clear()
+        self.half_made.close()
 
     def enter(self, fd: int, parent_id: bytes | None) -> Directory:
         """The directory open as `fd`, which it takes over; errors as `read_header`."""

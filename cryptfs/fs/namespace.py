@@ -23,14 +23,14 @@ from cryptfs.fs.knowledge import Knowledge
 from cryptfs.fs.nodes import Node, NodeTable
 from cryptfs.fs.objects import Objects
 from cryptfs.fs.options import SmallChunks
-from cryptfs.fs.remnants import remove_own, remove_remnant
+from cryptfs.fs.removing import Remover
 from cryptfs.fs.types import Attr, Owner
 from cryptfs.fs.verdicts import record_of
 from cryptfs.fs.witnessing import Witness
 from cryptfs.vault.content import DEFAULT_CHUNK_LOG2, SMALL_CHUNK_LOG2
 from cryptfs.vault.diskio import create, make_folder, pwrite_all
 from cryptfs.vault.header import BLOCK, CHAR, DIRECTORY, FILE, KIND_OF_TYPE, SYMLINK, Header
-from cryptfs.vault.names import DIR_HEADER, LONG_PREFIX, OLD_HEADER, TEMP_PREFIX, is_long
+from cryptfs.vault.names import is_long
 from cryptfs.vault.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Namespace:
         self._small_chunks = small_chunks
         self._knowledge = knowledge
         self._witness = witness
+        self.remover = Remover(lock, directories, objects, committer, knowledge, witness)
 
     def enter(self, parent: int) -> tuple[Node, Directory]:
         """The node and the open directory of an inode; ENOTDIR or ENOENT if it is none any more."""
@@ -143,16 +144,15 @@ class Namespace:
             try:
                 self._objects.look(parent, directory, lname, name)
             except FileNotFoundError:  # it was a remnant of a power cut, now gone, or is half made
-                self.clear_half_made()
+                self.remover.clear_half_made()
                 fd = create(lname, self._vault.modes.file, os.O_RDWR, dir_fd=directory.fd)
             else:
                 raise
         try:
             pwrite_all(fd, self._vault.codec.pack(header), 0)
             st = os.fstat(fd)
-            self._directories.half_made.pop(st.st_ino, None)  # the number was given away again
         except BaseException:
-            self._undo(parent, lname, os.fstat(fd).st_ino)
+            self._undo(parent, lname, fd)
             os.close(fd)
             raise
         node = self._nodes.place(self._nodes.number(st.st_ino), parent, lname, False)
@@ -194,7 +194,7 @@ class Namespace:
         except OSError:
             node = file.node
             assert node.parent is not None
-            self._undo(node.parent, node.lname, os.fstat(file.fd).st_ino)
+            self._undo(node.parent, node.lname, file.fd)
             self._knowledge.gone(node.parent, node.lname)
             file.orphaned(node.parent)
             node.dead = True
@@ -216,20 +216,23 @@ class Namespace:
             except FileExistsError:
                 self._clear_remnant(node, directory, lname)
                 make_folder(lname, self._vault.modes.directory & 0o777, dir_fd=directory.fd)
-            fd = -1
             try:
                 fd = os.open(
                     lname, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd
                 )
+            except BaseException:
+                with suppress(OSError):
+                    os.rmdir(lname, dir_fd=directory.fd)
+                raise
+            try:
                 self._directories.write_header(fd, header, -1)
                 st = os.fstat(fd)
                 ino = self._nodes.number(st.st_ino)
                 slot = self._vault.codec.pack(header)
                 self._committer.places.header_written(ino, slot, directory.header.object_id)
             except BaseException:
-                if fd >= 0:
-                    os.close(fd)
-                self._undo(node, lname, os.stat(lname, dir_fd=directory.fd).st_ino)
+                self._undo(node, lname, fd)
+                os.close(fd)
                 raise
             made = self._nodes.place(ino, node, lname, True)
             self._directories.insert(made.ino, Directory(fd, header, 0))
@@ -243,36 +246,18 @@ class Namespace:
                 self._directories.marks.made(header.object_id)
             return self._objects.directory_attr(made, header, st)
 
-    def _undo(self, parent: Node, lname: bytes, number: int) -> None:
+    def _undo(self, parent: Node, lname: bytes, fd: int) -> None:
         """Remove an object that could not be made; where the disk refuses that as well, later."""
-        self._directories.half_made[number] = parent, lname
         with suppress(OSError):
-            self.clear_half_made()
-
-    def clear_half_made(self) -> None:
-        """Remove what could not be made and not be removed then; OSError if the disk still refuses."""
-        with self._lock:
-            for number, (parent, lname) in list(self._directories.half_made.items()):
-                directory = self._directories.get(parent)
-                try:
-                    st = os.stat(lname, dir_fd=directory.fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    st = None
-                if st is not None and st.st_ino == number:
-                    if stat.S_ISDIR(st.st_mode):
-                        remove_remnant(lname, directory.fd)
-                    else:
-                        os.unlink(lname, dir_fd=directory.fd)
-                    directory.drop_long(lname)
-                del self._directories.half_made[number]
+            self._directories.half_made.add(parent, lname, fd)
+            self.remover.clear_half_made()
 
     def _clear_remnant(self, parent: Node, directory: Directory, lname: bytes) -> None:
         """Remove a directory that a power cut left without header and content; EEXIST for any other."""
         try:
             self._objects.look(parent, directory, lname)
         except FileNotFoundError:
-            self.clear_half_made()
-            remove_remnant(lname, directory.fd)
+            self.remover.remove_hidden(directory, lname)
         else:
             raise error(errno.EEXIST)
 
@@ -409,52 +394,10 @@ class Namespace:
             if not found.is_dir:
                 raise error(errno.ENOTDIR)
             inner = self._directories.get(found)
-            self.require_empty(found, inner)
+            self.remover.require_empty(found, inner)
             self._witness.changing(directory.header.object_id, lname)
-            self.remove_directory(found, inner, node, lname)
+            self.remover.remove_directory(found, inner, node, lname)
             self._knowledge.gone(node, lname)
             self._witness.gone(directory.header.object_id, lname)
             self._committer.places.entry_changed(node)
             self.drop_long(lname, directory)
-
-    def require_empty(self, node: Node, directory: Directory) -> None:
-        """ENOTEMPTY if anything but remnants of a power cut is in it."""
-        for lname in directory.entries():
-            try:
-                self._objects.look(node, directory, lname)
-            except FileNotFoundError:
-                remove_remnant(lname, directory.fd)
-                continue
-            except OSError:
-                pass  # damaged, but there
-            raise error(errno.ENOTEMPTY)
-
-    def remove_directory(self, node: Node, inner: Directory, parent: Node, lname: bytes) -> None:
-        """Remove an empty directory that lies as `lname` in `parent`.
-
-        Where the disk refuses its removal, and then its header as well, it counts as removed: nothing could
-        be kept in it. It goes when the disk allows it.
-        """
-        for leftover in map(os.fsencode, os.listdir(inner.fd)):
-            # Ours only: what else somebody put there (a NAS, a sync tool) keeps the directory.
-            if leftover.startswith((TEMP_PREFIX, LONG_PREFIX, OLD_HEADER)):
-                remove_own(leftover, inner.fd)
-        remove_own(DIR_HEADER, inner.fd)
-        try:
-            os.rmdir(lname, dir_fd=self._directories.get(parent).fd)
-        except OSError:
-            self._knowledge.uncertain(node)
-            try:
-                self._directories.write_header(inner.fd, inner.header, -1)
-            except OSError:
-                self._directories.half_made[os.fstat(inner.fd).st_ino] = parent, lname
-                self._forget_directory(node, inner)
-            raise
-        self._forget_directory(node, inner)
-
-    def _forget_directory(self, node: Node, inner: Directory) -> None:
-        node.dead = True
-        self._witness.directory_gone(inner.header.object_id)
-        self._directories.discard(node.ino)
-        self._committer.places.directory_gone(node.ino)
-        self._knowledge.directory_gone(node)

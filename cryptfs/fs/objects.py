@@ -100,7 +100,7 @@ class Objects:
             st = os.fstat(fd)
             ino = self._nodes.number(st.st_ino)
             if stat.S_ISREG(st.st_mode):
-                if self._directories.is_half_made(st.st_ino, parent, lname):
+                if st.st_ino in self._directories.half_made:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 node = self._nodes.place(ino, parent, lname, False)
                 if node.file is not None:

@@ -129,7 +129,7 @@ class Renamer:
         if target is not None and target.ino == source.ino:
             return None  # two names of one file: nothing happens
         if target is not None and target.is_dir and not exchange:
-            self._names.require_empty(target, self._directories.get(target))
+            self._names.remover.require_empty(target, self._directories.get(target))
         wait = self._needed(source, target, exchange) or self._directories_needed(
             source, old_node, target if exchange else None, new_node
         )
@@ -247,7 +247,7 @@ class Renamer:
             # two, which is atomic, and remove what is then under the old name.
             inner = self._directories.get(target)
             renameat2(old.fd, old_l, new.fd, new_l, RENAME_EXCHANGE)
-            self._names.remove_directory(target, inner, old_node, old_l)
+            self._names.remover.remove_directory(target, inner, old_node, old_l)
         else:
             os.rename(old_l, new_l, src_dir_fd=old.fd, dst_dir_fd=new.fd)
 

@@ -206,7 +206,7 @@ class OpenVault:
         """Make everything durable that was written so far; an OSError is that of the first that was not."""
         if self.vault.read_only:
             return
-        self._names.clear_half_made()
+        self._names.remover.clear_half_made()
         refused = self._for_each_file(lambda file: file.flush())
         self._committer.sync_all()
         failed = self._for_each_file(

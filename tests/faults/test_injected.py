@@ -309,3 +309,31 @@ def test_a_folder_in_the_place_of_a_link_that_could_not_be_made(scratch: Path) -
     assert found[b"name"].kind == "directory"
     fs.close()
     faults.__exit__()
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_could_not_be_made_does_not_keep_the_folder_it_lies_in(scratch: Path, kind: str) -> None:
+    faults, fs, _ = mounted(scratch, ("write", "create", "unlink", "rmdir"), errno.EROFS, False)
+    above = fs.mkdir(1, b"above", 0o755, ME).ino
+    fs.sync()
+    open_before = len(os.listdir("/proc/self/fd"))
+    # A link's header is written, a folder has none; nothing after that.
+    faults.lasting, faults.fails_at = True, faults.count + (2 if kind == "link" else 0)
+    with pytest.raises(OSError, match="Read-only"):
+        if kind == "link":
+            fs.symlink(above, b"name", b"target", ME)
+        else:
+            fs.mkdir(above, b"name", 0o755, ME)
+    assert look(fs).entries[b"above"].entries == {}
+    assert len(list((scratch / "vault/tree").glob("*/*"))) == 2, "its header, and what could not be made"
+    assert len(os.listdir("/proc/self/fd")) == open_before + 1, "nobody else may be given its number"
+    with pytest.raises(OSError, match="Read-only"):
+        fs.rmdir(1, b"above")
+    faults.over()
+    assert look(fs).entries[b"above"].entries == {}
+    fs.rmdir(1, b"above")
+    fs.sync()
+    assert len(os.listdir("/proc/self/fd")) < open_before + 1
+    assert look(fs).entries == {}
+    fs.close()
+    faults.__exit__()

@@ -195,18 +195,15 @@ def test_a_disk_without_room_for_the_zeros_has_room_for_the_record(
     assert texts(tmp_path, codec) == [b"0", b"1"]
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1) -> list[object]:
-    """The first calls of a function of the system fail; what they were called with."""
-    real, refused = getattr(os, name), []
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The next call of a function of the system fails."""
+    real = getattr(os, name)
 
-    def call(*args: object, **kwargs: object) -> object:
-        if len(refused) < times:
-            refused.append(args[0])
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(*args, **kwargs)
+    def call(*_args: object, **_kwargs: object) -> object:
+        monkeypatch.setattr(os, name, real)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, name, call)
-    return refused
 
 
 def test_a_segment_that_the_disk_refuses_to_remove_goes_on(
@@ -239,11 +236,10 @@ def test_a_newer_segment_goes_only_after_the_removal_of_an_older_is_durable(
     journal.settle(ONE)
     journal.sync()
     calls: list[str] = []
-    fail = [True]
 
     def sync(path: str) -> None:
         calls.append("sync")
-        if fail.pop() if fail else False:
+        if calls.count("sync") == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     real = os.unlink
@@ -270,3 +266,11 @@ def test_a_segment_that_could_neither_be_made_nor_removed(
     journal.append(record(TWO, b"second"))
     journal.sync()
     assert texts(tmp_path, codec) == [b"first", b"second"]
+
+
+def test_no_segment_with_records_makes_room_for_another(journal: Journal, tmp_path: Path) -> None:
+    path = tmp_path / f"{0:016x}.seg"
+    path.write_bytes(bytes(8192 + 1))
+    with pytest.raises(FileExistsError):
+        journal.append(record(ONE, b"first"))
+    assert path.stat().st_size == 8192 + 1
